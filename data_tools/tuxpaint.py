@@ -1,0 +1,92 @@
+"""Tux Paint's stamps: photographed and drawn things with their English names, and collages of them.
+
+Debian package `tuxpaint-stamps-default` (GPL-2), about 160 MB; it is not on PyPI, so `source` names the folder where it
+was unpacked (or `/usr`, where it is installed).
+"""
+
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from mmpre.data_tools import collages
+from mmpre.data_tools.concept import Concept
+from mmpre.data_tools.packages import PackageMissingError
+
+description = "collages of Tux Paint stamps with exact boxes and captions (English), 6,400 pictures"
+licence = "GPL-2 (Tux Paint stamps)"
+size = "161 MB"
+GET = "apt-get download tuxpaint-stamps-default && dpkg-deb -x tuxpaint-stamps-default_*.deb stamps"
+WORDS = 3  # of a name at most; longer captions describe more than the thing
+# letters, coins and signs look alike at this size, and people's captions tell what they do
+LEFT_OUT = ("symbols", "people")
+
+
+def build(out: Path, *, source: Path | None = None, concepts: int = 200, unseen: int = 40, pictures: int = 3,
+          train: int = 6_000, valid: int = 200, test: int = 200, size_px: int = 192, seed: int = 0,
+          features: bool = True) -> Path:  # fmt: skip
+    """Write the same shards as `collages.build`, of Tux Paint's stamps; groups are the package's top folders."""
+    return collages.compose(
+        out, stamps(source=source), name="tuxpaint", licence=licence, packages=(), concepts=concepts, unseen=unseen,
+        pictures=pictures, train=train, valid=valid, test=test, size_px=size_px, seed=seed, features=features,
+    )  # fmt: skip
+
+
+def stamps(*, side_px: int = 144, source: Path | None = None) -> Iterator[Concept]:
+    """Every stamp with a name of at most three words and a see-through ground, one picture a name.
+
+    Raises: PackageMissingError naming the package and how to get it.
+    """
+    root = _folder(source)
+    taken = set()
+    for path in sorted(root.rglob("*")):
+        if path.suffix not in (".png", ".svg") or path.stem.endswith("_mirror"):
+            continue
+        group = path.relative_to(root).parts[0]
+        # seven files differ from their caption's in case
+        texts = [path.with_suffix(".txt"), path.with_name(f"{path.stem.lower()}.txt")]
+        text = next((t for t in texts if t.is_file()), None)
+        if text is None or group in LEFT_OUT:
+            continue
+        name = plain_name(text.read_text(encoding="utf-8", errors="replace").splitlines()[0])
+        if not name or name in taken or len(name.split()) > WORDS:
+            continue
+        image = _open(path, side_px)
+        if image is not None:
+            taken.add(name)
+            yield Concept(path.relative_to(root).with_suffix("").as_posix(), name, group, image)
+
+
+def plain_name(caption: str) -> str:
+    """A caption's bare name: "An Adelaide Rosella." is "adelaide rosella"; "" where it is no plain name."""
+    name = re.sub(r"^(an?|the|some)\s+", "", caption.strip().rstrip(".!").lower())
+    return name if re.fullmatch(r"[a-z' -]+", name) else ""
+
+
+def _folder(source: Path | None) -> Path:
+    tried = [source / inner for inner in (".", "share/tuxpaint/stamps", "usr/share/tuxpaint/stamps")] if source else []
+    for folder in tried:
+        if (folder / "animals").is_dir():
+            return folder
+    where = f"{source} holds no tuxpaint stamps" if source else "no folder was named"
+    raise PackageMissingError(
+        f"Tux Paint: {where}; the data comes in Debian package tuxpaint-stamps-default: `{GET}`, then --source stamps"
+    )
+
+
+def _open(path: Path, side_px: int) -> Image.Image | None:
+    """The stamp, its longer side at most `side_px`; None where it has no see-through ground, so no outline."""
+    if path.suffix == ".svg":
+        from mmpre.data_tools.openmoji import draw
+
+        image = draw(path.read_text(encoding="utf-8", errors="replace"), side_px)
+    else:
+        image = Image.open(io.BytesIO(path.read_bytes()))
+        if not image.has_transparency_data:
+            return None
+        image = image.convert("RGBA")
+        image.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
+    low, high = image.getchannel("A").getextrema()
+    return image if low == 0 and high > 0 else None

@@ -1,0 +1,5 @@
+"""`python -m mmpre` is the command line."""
+
+from mmpre.cli import main
+
+main()

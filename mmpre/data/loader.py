@@ -1,0 +1,199 @@
+"""From a step's number to its micro-batches, in loading workers that only prefetch.
+
+The position in the data is one integer, the step. What a step holds is a function of it, so workers carry no state:
+another number of workers or processes gives the same micro-batches, and resuming is to begin at another step.
+"""
+
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from mmpre.data.ledger import Hole
+from mmpre.data.order import Order, deal, donor
+from mmpre.data.sample import BadMember, Sample
+from mmpre.data.shards import CorruptSample
+from mmpre.data.units import Units
+from mmpre.draw import Draw, hashed
+from mmpre.modality import Reader
+from mmpre.recipe import Stage
+from mmpre.stopping import worker_init
+from mmpre.tokens import Batch, Row, pack
+from mmpre.view import View
+
+
+class LoadingError(RuntimeError):
+    """Anything unforeseen in a loading worker, as one plain class that always reaches the trainer."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What is asked of a worker: one micro-batch of one step."""
+
+    step: int
+    m: int
+    task: str
+    start: int
+    size: int
+    kind: str = "train"
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What a worker delivers: packed parts (one, or several under a token limit) and the rows that could not be made.
+
+    `units` are the numbers of all its rows in the order of the stream, holes included.
+    """
+
+    slot: Slot
+    parts: Sequence[Batch]
+    holes: Sequence[Hole]
+    units: Sequence[int]
+
+
+class MicroBatches(Dataset):
+    """Makes the micro-batch of a slot. Picklable, without weights."""
+
+    def __init__(
+        self,
+        units: Units,
+        work: Mapping[str, tuple[View, Mapping[str, Reader]]],
+        *,
+        seed: int,
+        stage: int,
+        micro_batches: int,
+        block: int,
+        window: int,
+        max_tokens: int | None = None,
+    ) -> None:
+        self.units, self.work = units, work
+        self.seed, self.stage = seed, stage
+        self.micro_batches, self.max_tokens = micro_batches, max_tokens
+        self.order = Order(len(units), hashed(seed, stage, "order"), block=block, window=window)
+
+    @staticmethod
+    def of(stage: Stage, units: Units, *, seed: int, number: int) -> "MicroBatches":
+        """For all tasks of a stage, which is the `number`-th of its run."""
+        work = {task.name: (task.view, task.objective.readers) for task in stage.tasks}
+        return MicroBatches(
+            units, work, seed=seed, stage=number, micro_batches=stage.micro_batches, block=stage.block,
+            window=stage.window, max_tokens=stage.max_tokens,
+        )  # fmt: skip
+
+    def __getitem__(self, slot: Slot) -> MicroBatch:
+        try:
+            return self._make(slot)
+        except OSError as e:  # storage, not data: named as it is, after the reader's own retries
+            raise LoadingError(f"reading step {slot.step} failed: {e}") from None
+        except Exception as e:
+            detail = traceback.format_exc(limit=-4)
+            raise LoadingError(
+                f"loading worker, step {slot.step}, task {slot.task}: {type(e).__name__}: {e}\n{detail}"
+            ) from None
+
+    def _make(self, slot: Slot) -> MicroBatch:
+        positions = np.arange(slot.start, slot.start + slot.size, dtype=np.int64)
+        units = self.order.units(positions)
+        mine = deal(self.units.lengths(units), self.micro_batches, rows=slot.size)[slot.m]
+        view, readers = self.work[slot.task]
+        rows: list[Row] = []
+        holes: list[Hole] = []
+        for position, unit in zip(positions[mine].tolist(), units[mine].tolist(), strict=True):
+            made = self._row(slot.step, position, unit, view, readers)
+            (rows if isinstance(made, Row) else holes).append(made)
+        parts = [pack(part, view.attend.plan) for part in _split(rows, self.max_tokens)]
+        return MicroBatch(slot, parts, holes, units[mine].tolist())
+
+    def _row(self, step: int, position: int, unit: int, view: View, readers: Mapping[str, Reader]) -> Row | Hole:
+        draw = Draw.row(self.seed, self.stage, step, epoch=self.order.epoch(position), unit=unit)
+
+        def other(role: str, k: int) -> Sample:
+            return self.units.sample(donor(position, len(self.units), self.order.seed, f"{role}{k}", own=unit))
+
+        try:
+            return view.row(self.units.sample(unit), readers, draw, other)
+        except CorruptSample as e:
+            return Hole(cause=e.cause, shard=e.shard, key=e.key, member=e.member, modality="", detail=str(e))
+        except BadMember as e:
+            shard, key = self.units.identity(unit)
+            modality = next((role for role, reader in readers.items() if e.member.split("|")[0] in reader.suffixes), "")
+            return Hole(cause=e.cause, shard=shard, key=key, member=e.member, modality=modality, detail=e.detail)
+
+
+def _split(rows: list[Row], max_tokens: int | None) -> list[list[Row]]:
+    """Cut a micro-batch so that no part passes the token limit; depends on the rows' lengths alone."""
+    if not rows:
+        return []
+    if max_tokens is None:
+        return [rows]
+    parts: list[list[Row]] = [[]]
+    filled = 0
+    for row in sorted(rows, key=lambda row: row.length):
+        if parts[-1] and filled + row.length > max_tokens:
+            parts.append([])
+            filled = 0
+        parts[-1].append(row)
+        filled += row.length
+    return parts
+
+
+def slots(stage: Stage, seed: int, first: int, last: int, rank: int, world: int) -> Iterator[Slot]:
+    """The slots of steps `first` to `last` (exclusive) of one rank: micro-batches m with m mod world = rank."""
+    for step in range(first, last):
+        start, size = stage.batch_at(step)
+        task = stage.task_at(step, seed).name
+        for m in range(rank, stage.micro_batches, world):
+            yield Slot(step, m, task, start, size)
+
+
+def valid_slots(stage: Stage, rows: int, rank: int = 0, world: int = 1) -> Iterator[Slot]:
+    """The slots of a held-out evaluation: for each task, the first `rows` positions."""
+    for task in stage.tasks:
+        for start in range(0, rows, stage.batch):
+            for m in range(rank, stage.micro_batches, world):
+                yield Slot(start // stage.batch, m, task.name, start, min(stage.batch, rows - start), kind="valid")
+
+
+def check_world(micro_batches: int, world: int) -> None:
+    """Refuse a number of processes that does not divide the recipe's micro-batches."""
+    if micro_batches % world:
+        legal = ", ".join(str(w) for w in range(1, micro_batches + 1) if micro_batches % w == 0)
+        raise ValueError(
+            f"{world} processes cannot share {micro_batches} micro-batches a step evenly; "
+            f"use one of {legal} processes, or set the recipe's micro_batches to a multiple of {world}"
+        )
+
+
+def load(
+    data: MicroBatches, order: Sequence[Slot] | Iterator[Slot], workers: int, *, pin: bool = False
+) -> Iterator[MicroBatch]:
+    """Make the micro-batches of slots in their order; workers prefetch and ignore signals meant for the trainer."""
+    if workers == 0:
+        for slot in order:
+            yield data[slot]
+        return
+    loader = DataLoader(
+        data, sampler=_Slots(order), batch_size=None, collate_fn=_as_it_is, num_workers=workers, prefetch_factor=4,
+        worker_init_fn=_start_worker, pin_memory=pin,
+    )  # fmt: skip
+    yield from loader
+
+
+class _Slots(torch.utils.data.Sampler):
+    def __init__(self, order: Iterable[Slot]) -> None:
+        self.order = order
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self.order)
+
+
+def _as_it_is(made: MicroBatch) -> MicroBatch:
+    return made
+
+
+def _start_worker(number: int) -> None:
+    torch.set_num_threads(1)
+    worker_init()

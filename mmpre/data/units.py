@@ -1,0 +1,117 @@
+"""Units: what one row is made of. A unit is a sample, or a window of one where a reader cuts samples into windows.
+
+Window lengths are measured once and kept beside the shards, by the reader's digest, so later starts read them back.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mmpre.data.sample import BadMember, Sample
+from mmpre.data.shards import CorruptSample, ShardReader, Sidecar
+from mmpre.modality import Reader
+
+log = logging.getLogger(__name__)
+
+
+class TooFewSamplesError(ValueError):
+    """The data holds fewer units than a step takes."""
+
+
+class Units:
+    """The units of some shards, numbered; reads their samples."""
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        sidecars: Sequence[Sidecar] = (),
+        windows: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
+        """`windows` is (units before each sample, with the total last; model tokens of each unit), or None where
+        every unit is a sample of unknown length."""
+        self.reader, self.sidecars, self.windows = reader, tuple(sidecars), windows
+        self.shards = reader.shards
+
+    def __len__(self) -> int:
+        return int(self.windows[0][-1]) if self.windows else len(self.shards)
+
+    def place(self, unit: int) -> tuple[int, int]:
+        """The sample and the window of a unit."""
+        if self.windows is None:
+            return unit, 0
+        before = self.windows[0]
+        sample = int(np.searchsorted(before, unit, side="right")) - 1
+        return sample, unit - int(before[sample])
+
+    def lengths(self, units: np.ndarray) -> np.ndarray | None:
+        return self.windows[1][units] if self.windows else None
+
+    def identity(self, unit: int) -> tuple[str, str]:
+        """The shard's name and the sample's key, for messages and the ledger."""
+        sample, _ = self.place(unit)
+        return self.shards.locate(sample)[0].path.name, self.shards.key(sample)
+
+    def sample(self, unit: int) -> Sample:
+        number, window = self.place(unit)
+        members = self.reader.read(number)
+        for sidecar in self.sidecars:
+            members = members | sidecar.read(number)
+        digest, key = self.shards.identity(number)
+        return Sample(key, self.shards.locate(number)[0].path.name, digest, members, window)
+
+
+def measure(units: Units, readers: Iterable[Reader], cache: Path) -> Units:
+    """Cut samples into windows where one of the readers does so; other readers see the whole sample.
+
+    Raises ValueError where two readers cut: a row cannot follow two sets of windows.
+    """
+    cutting = {id(reader): reader for reader in readers if getattr(reader, "windowed", False)}
+    if not cutting:
+        return units
+    if len({reader.digest for reader in cutting.values()}) > 1:
+        raise ValueError(
+            f"{len(cutting)} readers cut samples into windows; at most one may, the others read whole samples"
+        )
+    reader = next(iter(cutting.values()))
+    before, lengths = _cached(units, reader, cache)
+    return Units(units.reader, units.sidecars, (before, lengths))
+
+
+def _cached(units: Units, reader: Reader, cache: Path) -> tuple[np.ndarray, np.ndarray]:
+    name = hashlib.blake2b(f"{units.shards.fingerprint} {reader.digest}".encode(), digest_size=12).hexdigest()
+    path = cache / f"windows-{name}.npz"
+    if path.exists():
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                return kept["before"], kept["lengths"]
+        except (OSError, ValueError, KeyError) as e:
+            log.warning("%s cannot be read (%s) and is measured again", path, e)
+    log.info("measuring %d samples once, to cut them into windows", len(units.shards))
+    counts, lengths = [], []
+    for i in range(len(units.shards)):
+        try:
+            windows = reader.windows(units.sample(i))
+        except (BadMember, CorruptSample):
+            windows = [1]  # kept as one unit, so that the loader meets and counts the hole
+        counts.append(len(windows))
+        lengths += windows
+    before = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    measured = np.asarray(lengths, dtype=np.int32)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            np.savez(file, before=before, lengths=measured)
+        aside.replace(path)
+    except OSError as e:
+        log.warning("window lengths are not kept: %s", e)
+    return before, measured
+
+
+def describe(units: Units) -> Mapping[str, object]:
+    """What a run records of its data."""
+    return {"fingerprint": units.shards.fingerprint, "samples": len(units.shards), "units": len(units)}

@@ -1,0 +1,62 @@
+"""`mmpre eval`: what a run has learned, on held-out data, beside the same network untrained."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmpre.data.index import open_shards
+from mmpre.data.loader import MicroBatches, valid_slots
+from mmpre.data.shards import ShardReader, Sidecar
+from mmpre.data.units import Units, measure
+from mmpre.evaluation.results import Result
+from mmpre.processes import Processes
+from mmpre.recipe import Recipe
+from mmpre.run import Run, RunError, load
+from mmpre.train import Context, held_out
+
+
+def evaluate(
+    run: Path | str, *, data: Sequence[str] = (), sidecar: str | None = None, best: bool = False,
+    untrained: bool = True, rows: int = 2048,
+) -> dict[str, Any]:  # fmt: skip
+    """Held-out losses of every task and the recipe's own evaluations, trained and (by default) untrained.
+
+    `data` defaults to the run's held-out shards. Returns {"run", "step", "data", "trained": {...}, "untrained": {...}},
+    each with "tasks" (loss and metrics by task) and "results" (name, value, interval, n, chance).
+    """
+    opened = load(run, best=best)
+    stage = opened.recipe.stages[-1]
+    urls = tuple(data) or tuple(stage.valid)
+    if not urls:
+        raise RunError(f"{run} has no held-out shards of its own; name some with --data")
+    sidecar = sidecar if data else stage.valid_sidecar
+    answer: dict[str, Any] = {
+        "run": str(run), "recipe": opened.record["recipe"]["name"], "step": opened.checkpoint.step, "data": list(urls),
+        "seed": opened.record["options"]["seed"],
+    }  # fmt: skip
+    networks = {"trained": opened.recipe} | ({"untrained": opened.untrained()} if untrained else {})
+    for name, recipe in networks.items():
+        answer[name] = measure_recipe(opened, recipe, urls, sidecar, rows)
+    return answer
+
+
+def measure_recipe(opened: Run, recipe: Recipe, urls: Sequence[str], sidecar: str | None, rows: int) -> dict[str, Any]:
+    """Held-out losses and evaluations of one network."""
+    processes = Processes.start()
+    stage = recipe.stages[-1]
+    module = recipe.module().to(processes.device).eval()
+    shards = open_shards(urls)
+    readers = [reader for task in stage.tasks for reader in task.objective.readers.values()]
+    units = measure(
+        Units(ShardReader(shards), [Sidecar(Path(sidecar), shards)] if sidecar else []), readers, shards.cache
+    )
+    tasks = {task.name: task for task in stage.tasks}
+    seed, number = opened.record["options"]["seed"], len(recipe.stages) - 1
+    rows = min(rows, len(units))
+    source = MicroBatches.of(stage, units, seed=seed, number=number)
+    batches = (source[slot] for slot in valid_slots(stage, rows))
+    context = Context(seed, number, processes)
+    answer = {"tasks": held_out(batches, tasks, context), "rows": rows}
+    results: list[Result] = [result for one in recipe.evaluations for result in one.run(units, processes)]
+    module.train()
+    return answer | {"results": [result.as_json() for result in results]}

@@ -1,0 +1,80 @@
+"""Retrieval by a network that scores pairs: every text against every picture of a held-out pool."""
+# P pool size
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmpre.attention import Full
+from mmpre.data.units import Units
+from mmpre.draw import Draw
+from mmpre.evaluation.results import Result, mean
+from mmpre.masking.protocol import untouched
+from mmpre.modality import Reader
+from mmpre.processes import Processes
+from mmpre.tokens import Batch, Row, Tokens, pack
+
+CHUNK_TOKENS = 16_384
+
+
+@dataclass(frozen=True)
+class PairRetrieval:
+    """Rank all items for each query, and all queries for each item, by a score of the pair (zero-shot).
+
+    `score(batch)` gives one number a row, higher for a better match. Pairs are made of the first `rows` units.
+    """
+
+    score: Callable[[Batch], Float[Tensor, "B"]]
+    readers: Mapping[str, Reader]
+    query: str = "text"
+    item: str = "image"
+    rows: int = 100
+    name: str = "retrieval"
+
+    def run(self, units: Units, processes: Processes) -> Sequence[Result]:
+        count = min(self.rows, len(units))
+        score_PP = self.scores([units.sample(i) for i in range(count)], processes).numpy()
+        results = []
+        for way, scores in ((f"{self.query} to {self.item}", score_PP), (f"{self.item} to {self.query}", score_PP.T)):
+            rank_P = ranks(scores)
+            for k in (1, 5, 10):
+                if k < count:
+                    results.append(mean(f"{self.name} {way} R@{k}", rank_P < k, chance=k / count))
+            results.append(mean(f"{self.name} {way} mean rank", rank_P + 1, chance=(count + 1) / 2))
+        return results
+
+    @torch.no_grad()
+    def scores(self, samples: Sequence, processes: Processes) -> Float[Tensor, "P P"]:
+        """The score of every query (rows) with every item (columns)."""
+        draws = [Draw.row(0, 0, 0, epoch=0, unit=i) for i in range(len(samples))]
+        made = {
+            role: [self.readers[role].tokenize(sample, draw) for sample, draw in zip(samples, draws, strict=True)]
+            for role in (self.query, self.item)
+        }
+        score_PP = torch.empty(len(samples), len(samples))
+        longest = max(len(tokens) for one in made.values() for tokens in one) * 2
+        chunk = max(1, CHUNK_TOKENS // longest)
+        pairs = [(i, j) for i in range(len(samples)) for j in range(len(samples))]
+        for start in range(0, len(pairs), chunk):
+            some = pairs[start : start + chunk]
+            rows = [self._row(f"{i} {j}", made[self.query][i], made[self.item][j]) for i, j in some]
+            batch = pack(rows, Full().plan).to(processes.device)
+            at = torch.tensor([[int(n) for n in key.split()] for key in batch.keys])
+            score_PP[at[:, 0], at[:, 1]] = self.score(batch).float().cpu()
+        return score_PP
+
+    def _row(self, key: str, query: Tokens, item: Tokens) -> Row:
+        roles = {self.query: query, self.item: item}
+        roles = {role: roles[role] for role in self.readers if role in roles}
+        return Row(key, roles, roles, {role: untouched(tokens).replaced_N for role, tokens in roles.items()}, {})
+
+
+def ranks(score_PP: np.ndarray) -> np.ndarray:
+    """How many columns score higher than a row's own (the diagonal); ties count half."""
+    own_P1 = np.diag(score_PP)[:, None]
+    ties_P = (score_PP == own_P1).sum(1) - 1
+    return (score_PP > own_P1).sum(1) + ties_P / 2

@@ -1,0 +1,39 @@
+"""Predict the id of a picked token."""
+# M picked tokens, D model width, V ids
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mmpre.heads.transform import Transform
+from mmpre.tokens import Tokens
+
+
+class Vocabulary(nn.Module):
+    """Dense, GELU, LayerNorm, then the embedding table as decoder, with a bias of its own (Devlin et al. 2018).
+
+    States come gathered: the decoder runs on picked tokens only.
+    """
+
+    def __init__(self, tie: nn.Embedding, *, field: str = "ids", eps: float = 1e-12) -> None:
+        super().__init__()
+        self.field = field
+        self.transform = Transform(tie.embedding_dim, eps=eps)
+        self.table = tie
+        self.bias = nn.Parameter(torch.zeros(tie.num_embeddings))
+
+    def scores(self, state_MD: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
+        return F.linear(self.transform(state_MD), self.table.weight, self.bias)
+
+    def forward(self, state_MD: Float[Tensor, "M D"], tokens: Tokens, index_M: Int[Tensor, "M"]) -> Float[Tensor, "M"]:
+        return F.cross_entropy(self.scores(state_MD), tokens[self.field][index_M], reduction="none")
+
+    def measured(
+        self, state_MD: Float[Tensor, "M D"], tokens: Tokens, index_M: Int[Tensor, "M"]
+    ) -> tuple[Float[Tensor, "M"], Mapping[str, Float[Tensor, "M"]]]:
+        scores_MV, id_M = self.scores(state_MD), tokens[self.field][index_M]
+        right_M = scores_MV.detach().argmax(1) == id_M
+        return F.cross_entropy(scores_MV, id_M, reduction="none"), {"accuracy": right_M.float()}

@@ -1,0 +1,60 @@
+"""Corruptions that put something else in a picked token's place, without changing the length."""
+# N tokens, M picked tokens
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mmpre.draw import Draw
+from mmpre.masking.protocol import Corrupted
+from mmpre.tokens import Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertReplace:
+    """Of the picked tokens, show the mask for a share, a random id for another, and the token itself for the rest.
+
+    Random ids are drawn from `random_ids` = (first, last + 1). Only masks are marked as replaced: a random id and a
+    kept token are meant to be read as they stand.
+    Source: Devlin et al. 2018, arXiv:1810.04805, section 3.1.
+    """
+
+    mask_id: int
+    random_ids: tuple[int, int]
+    mask: float = 0.8
+    random: float = 0.1
+    field: str = "ids"
+
+    def __post_init__(self) -> None:
+        if not (self.mask >= 0 and self.random >= 0 and self.mask + self.random <= 1):
+            raise ValueError(
+                f"BertReplace: mask and random are shares of the picked tokens with a sum of at most 1, got mask "
+                f"{self.mask} and random {self.random}; the rest is kept"
+            )
+        if not 0 <= self.random_ids[0] < self.random_ids[1]:
+            raise ValueError(f"BertReplace: random_ids must be (first, last + 1), got {self.random_ids}")
+
+    def __call__(self, tokens: Tokens, index_M: Int[Tensor, "M"], draw: Draw) -> Corrupted:
+        device = index_M.device
+        rng = draw.rng("replace", device=device)
+        chance_M = torch.rand(len(index_M), generator=rng, device=device)
+        random_M = torch.randint(*self.random_ids, (len(index_M),), generator=rng, device=device)
+        ids_N = tokens[self.field].clone()
+        masked_M = chance_M < self.mask
+        shown_M = torch.where(chance_M < self.mask + self.random, random_M, ids_N[index_M])
+        ids_N[index_M] = shown_M.masked_fill(masked_M, self.mask_id)
+        replaced_N = torch.zeros(len(tokens), dtype=torch.bool, device=device)
+        replaced_N[index_M] = masked_M
+        return Corrupted(tokens.with_values(**{self.field: ids_N}), replaced_N)
+
+
+@dataclass(frozen=True)
+class HideAll:
+    """Mark every picked token as replaced; its modality shows its mask vector instead."""
+
+    def __call__(self, tokens: Tokens, index_M: Int[Tensor, "M"], draw: Draw) -> Corrupted:
+        replaced_N = torch.zeros(len(tokens), dtype=torch.bool, device=index_M.device)
+        replaced_N[index_M] = True
+        return Corrupted(tokens, replaced_N)

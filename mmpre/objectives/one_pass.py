@@ -1,0 +1,149 @@
+"""Several losses read from the states of one forward pass."""
+# N places of the packed batch, M places asked for, B rows, D model width
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mmpre.draw import Draw
+from mmpre.heads.matching import Matching
+from mmpre.heads.protocol import Head
+from mmpre.modality import Reader
+from mmpre.network import Network
+from mmpre.objectives.loss import Loss, Term
+from mmpre.objectives.transport import DEFAULT, IPOT, distances
+from mmpre.tokens import Batch
+
+
+@runtime_checkable
+class Readout(Protocol):
+    """An nn.Module that reads losses from states."""
+
+    def places(self, batch: Batch) -> Int[Tensor, "M"] | None:
+        """Where in the layout it reads, None for everywhere."""
+        ...
+
+    def read(self, state_MD: Float[Tensor, "M D"], batch: Batch, draw: Draw) -> Loss:
+        """Loss from the states at its places."""
+        ...
+
+
+class OnePass(nn.Module):
+    """One forward pass of a network, and what all readouts make of it.
+
+    Only the places that a readout asks for are computed in the last layer. `roles` limits the batches to some of the
+    network's modalities; by default they hold all.
+    """
+
+    def __init__(self, net: Network, readouts: Sequence[Readout], *, roles: Sequence[str] | None = None) -> None:
+        super().__init__()
+        self.net = net
+        self.readouts = nn.ModuleList(readouts)
+        self.roles = tuple(net.readers if roles is None else roles)
+        if not self.readouts or not set(self.roles) <= set(net.readers):
+            raise ValueError(
+                f"OnePass: wanted at least one readout and roles among {sorted(net.readers)}, got "
+                f"{len(self.readouts)} readouts and roles {list(self.roles)}"
+            )
+
+    @property
+    def readers(self) -> Mapping[str, Reader]:
+        return {role: self.net.readers[role] for role in self.roles}
+
+    def forward(self, batch: Batch, draw: Draw) -> Loss:
+        asked = [readout.places(batch) for readout in self.readouts]
+        if any(places_M is None for places_M in asked):
+            state_ND = self.net(batch)
+            states = [state_ND if places_M is None else state_ND.index_select(0, places_M) for places_M in asked]
+        else:
+            states = self.net(batch, at=torch.cat(asked)).split([len(places_M) for places_M in asked])
+        losses = [readout.read(s, batch, draw) for readout, s in zip(self.readouts, states, strict=True)]
+        return Loss(
+            [term for loss in losses for term in loss.terms],
+            {name: value for loss in losses for name, value in loss.metrics.items()},
+        )
+
+
+class Predict(nn.Module):
+    """Predict what the tokens of a pick were, from the states at their places (masked prediction).
+
+    The term is called `name`, by default like the pick, and divided by the number of picked tokens.
+    """
+
+    def __init__(self, pick: str, head: Head, *, name: str | None = None, weight: float = 1.0) -> None:
+        super().__init__()
+        self.pick, self.name, self.weight = pick, name or pick, weight
+        self.head = head
+
+    def places(self, batch: Batch) -> Int[Tensor, "M"]:
+        if self.pick not in batch.picked:
+            raise KeyError(f"Predict: no pick {self.pick!r} in the batch; the task's view makes {sorted(batch.picked)}")
+        picked = batch.picked[self.pick]
+        return batch.layout.at(picked.role, picked.seen_M)
+
+    def read(self, state_MD: Float[Tensor, "M D"], batch: Batch, draw: Draw) -> Loss:
+        picked, per = batch.picked[self.pick], f"picked:{self.pick}"
+        loss_M, also = self.head.measured(state_MD, batch.clean[picked.role], picked.clean_M)
+        metrics = {f"{self.name}_{name}": (value_M.sum(), per) for name, value_M in also.items()}
+        return Loss([Term(self.name, loss_M.float().sum(), per, self.weight)], metrics)
+
+
+class Match(nn.Module):
+    """Tell rows whose roles belong together from those with a role of another sample, by a role's first token."""
+
+    def __init__(
+        self, pool: str, head: Matching, *, label: str = "matched", name: str = "itm", weight: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.pool, self.label, self.name, self.weight = pool, label, name, weight
+        self.head = head
+
+    def places(self, batch: Batch) -> Int[Tensor, "B"]:
+        return batch.layout.first(self.pool)
+
+    def read(self, state_MD: Float[Tensor, "B D"], batch: Batch, draw: Draw) -> Loss:
+        scores_B2, label_B = self.head(state_MD).float(), _labels(self, batch)
+        right = (scores_B2.detach().argmax(1) == label_B).sum()
+        loss = F.cross_entropy(scores_B2, label_B, reduction="sum")
+        return Loss([Term(self.name, loss, "rows", self.weight)], {f"{self.name}_accuracy": (right, "rows")})
+
+
+class Align(nn.Module):
+    """Pull the tokens of two roles together where they match and apart where they do not, by transport distance.
+
+    UNITER's word-region alignment: the sum of distances of matched rows minus that of the others, per row, over all
+    final states of both roles, special tokens included.
+    """
+
+    def __init__(
+        self,
+        roles: tuple[str, str],
+        *,
+        ipot: IPOT = DEFAULT,
+        label: str = "matched",
+        name: str = "wra",
+        weight: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.roles, self.ipot, self.label, self.name, self.weight = roles, ipot, label, name, weight
+
+    def places(self, batch: Batch) -> None:
+        return None
+
+    def read(self, state_MD: Float[Tensor, "N D"], batch: Batch, draw: Draw) -> Loss:
+        distance_B = distances(state_MD, batch.layout, self.roles, self.ipot)
+        sign_B = _labels(self, batch) * 2 - 1
+        return Loss([Term(self.name, (distance_B * sign_B).sum(), "rows", self.weight)])
+
+
+def _labels(readout: Match | Align, batch: Batch) -> Int[Tensor, "B"]:
+    if readout.label not in batch.labels:
+        raise KeyError(
+            f"{type(readout).__name__}: no label {readout.label!r} in the batch, only {sorted(batch.labels)}; "
+            "the task's view needs donors={role: OtherSample(share=0.5)}"
+        )
+    return batch.labels[readout.label]

@@ -1,0 +1,109 @@
+"""A recipe: the stages of a paper's pretraining, each with its tasks, data, optimizer and schedule."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from torch import nn
+
+from mmpre.data.order import permute
+from mmpre.draw import hashed
+from mmpre.evaluation.results import Evaluation
+from mmpre.objectives.protocol import InBatch, Objective
+from mmpre.optim import Optimizer
+from mmpre.view import View
+
+
+@dataclass(frozen=True)
+class Task:
+    """A view of the data and what is learned from it. `ratio` is the task's share of the steps, in whole parts."""
+
+    name: str
+    view: View
+    objective: Objective | InBatch
+    ratio: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One leg of a run.
+
+    `batch` rows make a step, dealt to `micro_batches` parts (fixed by the recipe, so that the split over processes
+    changes nothing). `window` and `block` shape the data order: units are permuted in blocks, then within windows of
+    blocks. Held-out loss is taken on `valid` every `valid_every` steps.
+    """
+
+    tasks: Sequence[Task]
+    data: Sequence[str]
+    sidecar: str | None = None
+    valid: Sequence[str] = ()
+    valid_sidecar: str | None = None
+    steps: int
+    batch: int
+    micro_batches: int = 1
+    optimizer: Optimizer
+    clip: float | None = None
+    frozen: Callable[[str], bool] = field(default=lambda name: False)
+    valid_every: int = 500
+    valid_rows: int = 512
+    block: int = 8
+    window: int = 4096
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        names = [task.name for task in self.tasks]
+        problems = []
+        if not names or len(set(names)) != len(names):
+            problems.append(f"tasks need different names, got {names}")
+        problems += [
+            f"task {t.name}: ratio must be a whole number above 0, got {t.ratio}" for t in self.tasks if t.ratio < 1
+        ]
+        for name in ("steps", "batch", "micro_batches", "valid_every", "valid_rows", "block", "window"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.micro_batches > self.batch:
+            problems.append(f"micro_batches ({self.micro_batches}) must not exceed batch ({self.batch})")
+        if self.clip is not None and not self.clip > 0:
+            problems.append(f"clip must be above 0 (or None for no clipping), got {self.clip}")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            problems.append(f"max_tokens must be at least 1 (or None), got {self.max_tokens}")
+        if problems:
+            raise ValueError("Stage: " + "; ".join(problems))
+
+    @cached_property
+    def _cycle(self) -> list[int]:
+        return [i for i, task in enumerate(self.tasks) for _ in range(task.ratio)]
+
+    def task_at(self, step: int, seed: int) -> Task:
+        """The task of a step: exact shares in every cycle of `sum of ratios` steps, shuffled within it."""
+        cycle = self._cycle
+        number, place = divmod(step, len(cycle))
+        return self.tasks[cycle[int(permute(np.array([place]), len(cycle), hashed(seed, "task", number))[0])]]
+
+    def batch_at(self, step: int) -> tuple[int, int]:
+        """The first position of a step in the stream of units, and how many rows it takes."""
+        return step * self.batch, self.batch
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe function returns: the stages, and the network that is evaluated, embedded with and exported.
+
+    `modules` names further ones with parameters that no task owns; `evaluations` is what `mmpre eval` measures beside
+    the tasks' held-out losses.
+    """
+
+    stages: Sequence[Stage]
+    network: nn.Module
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    evaluations: Sequence[Evaluation] = ()
+
+    def module(self) -> nn.ModuleDict:
+        """Everything with parameters, under names that do not depend on the stage: what a checkpoint holds."""
+        tasks = {
+            f"{i}_{task.name}" if len(self.stages) > 1 else task.name: task.objective
+            for i, stage in enumerate(self.stages)
+            for task in stage.tasks
+        }
+        return nn.ModuleDict({"network": self.network, **self.modules, "tasks": nn.ModuleDict(tasks)})

@@ -1,0 +1,291 @@
+"""Tokens of one modality, their places in the packed sequence of a batch, and the batch itself.
+
+A batch has no padding: all tokens of all its rows lie end to end. A row holds the tokens of every role (text, image,
+...) one after the other; a `Layout` says where.
+"""
+# B rows, N tokens, M picked tokens, R roles
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Values of B rows end to end; `lengths_B` says how many each row has.
+
+    Where `refers_to` names another field (or "tokens", the model tokens), the values are indices into it, counted
+    from the row's start; packing shifts them so that they stay right.
+    """
+
+    values: Tensor
+    lengths_B: Int[Tensor, "B"]
+    refers_to: str | None = None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of one modality, of one row (as a reader makes them) or of a whole batch.
+
+    `special_N` is below 0 for ordinary tokens and says which kind of special token the others are (CLS, SEP,
+    registers ...): masks never pick those. Every other field has a name and may have a length of its own.
+    """
+
+    special_N: Int[Tensor, "N"]
+    lengths_B: Int[Tensor, "B"]
+    fields: Mapping[str, Ragged]
+
+    @staticmethod
+    def of_row(special_N: Int[Tensor, "N"], **fields: Tensor | Ragged) -> "Tokens":
+        """Make a row's tokens; a plain tensor has its length in its first dimension."""
+        full = {
+            name: value if isinstance(value, Ragged) else Ragged(value, torch.tensor([len(value)]))
+            for name, value in fields.items()
+        }
+        return Tokens(special_N, torch.tensor([len(special_N)]), full)
+
+    @staticmethod
+    def pack(rows: Sequence["Tokens"]) -> "Tokens":
+        """Lay rows end to end; they must have the same fields."""
+        first = rows[0]
+        for row in rows:
+            if row.fields.keys() != first.fields.keys():
+                raise ValueError(
+                    f"Tokens.pack: all rows of a batch need the same fields, got {sorted(first.fields)} and "
+                    f"{sorted(row.fields)}; a reader must return the same fields for every sample"
+                )
+        fields = {}
+        for name, one in first.fields.items():
+            parts = [row.fields[name] for row in rows]
+            values = [part.values for part in parts]
+            if one.refers_to:
+                sizes = [row._length_of(one.refers_to) for row in rows]
+                starts = torch.tensor([0, *sizes[:-1]]).cumsum(0).tolist()
+                values = [value + start for value, start in zip(values, starts, strict=True)]
+            fields[name] = Ragged(torch.cat(values), torch.cat([part.lengths_B for part in parts]), one.refers_to)
+        return Tokens(torch.cat([row.special_N for row in rows]), torch.cat([row.lengths_B for row in rows]), fields)
+
+    def __len__(self) -> int:
+        return len(self.special_N)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.fields:
+            raise KeyError(f"Tokens: no field {name!r}; this modality's reader made {sorted(self.fields)}")
+        return self.fields[name].values
+
+    def with_values(self, **values: Tensor) -> "Tokens":
+        """The same tokens with other values in some fields, such as corrupted ids."""
+        fields = dict(self.fields)
+        for name, value in values.items():
+            fields[name] = replace(fields[name], values=value)
+        return replace(self, fields=fields)
+
+    def to(self, device: torch.device | str) -> "Tokens":
+        """Move to a device; lengths stay where they are made, so that planning never waits for the device."""
+        fields = {name: replace(f, values=f.values.to(device, non_blocking=True)) for name, f in self.fields.items()}
+        return replace(self, special_N=self.special_N.to(device, non_blocking=True), fields=fields)
+
+    def _length_of(self, name: str) -> int:
+        return len(self) if name == "tokens" else int(self.fields[name].lengths_B.sum())
+
+
+class Layout:
+    """Where each role's tokens of each row stand in the packed sequence.
+
+    A row is the tokens of its roles, in the order of `roles`; a role may have no token in a row. Lengths live on the
+    CPU; index tensors are made when first asked for and move with `to`.
+    """
+
+    def __init__(self, lengths: Mapping[str, Int[Tensor, "B"]], device: torch.device | str = "cpu") -> None:
+        self.roles = tuple(lengths)
+        self.lengths = dict(lengths)
+        self.device = torch.device(device)
+        self.lengths_B: Int[Tensor, "B"] = torch.stack(list(lengths.values())).sum(0)
+        self.size = int(self.lengths_B.sum())
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.lengths_B)
+
+    @cached_property
+    def starts_B(self) -> Int[Tensor, "B"]:
+        return self.lengths_B.cumsum(0) - self.lengths_B
+
+    @cached_property
+    def groups(self) -> list[tuple[int, int]]:
+        """Runs of neighbouring rows of equal length, as (rows, length); few where rows are sorted by length."""
+        lengths, counts = torch.unique_consecutive(self.lengths_B, return_counts=True)
+        return list(zip(counts.tolist(), lengths.tolist(), strict=True))
+
+    @cached_property
+    def first_by_role(self) -> dict[str, Int[Tensor, "B"]]:
+        """The place of each role's first token in each row (where it would be, for a role without tokens)."""
+        start_B, first = self.starts_B, {}
+        for role in self.roles:
+            first[role] = start_B.to(self.device)
+            start_B = start_B + self.lengths[role]
+        return first
+
+    @cached_property
+    def index(self) -> dict[str, Int[Tensor, "n"]]:
+        """For each role, the places of its tokens, row after row."""
+        places = {}
+        for role in self.roles:
+            length_B = self.lengths[role]
+            count = int(length_B.sum())
+            before_B = length_B.cumsum(0) - length_B
+            shift_B = self.first_by_role[role].cpu() - before_B
+            shift_N = torch.repeat_interleave(shift_B, length_B, output_size=count)
+            places[role] = (torch.arange(count) + shift_N).to(self.device)
+        return places
+
+    @cached_property
+    def source_N(self) -> Int[Tensor, "N"] | None:
+        """For each place, its number in the roles' tokens laid one role after the other; None for a single role."""
+        if len(self.roles) == 1:
+            return None
+        place_N = torch.cat([self.index[role] for role in self.roles])
+        source_N = torch.empty_like(place_N)
+        source_N[place_N] = torch.arange(self.size, device=self.device)
+        return source_N
+
+    @cached_property
+    def row_N(self) -> Int[Tensor, "N"]:
+        """The row of each place."""
+        rows_N = torch.repeat_interleave(torch.arange(len(self)), self.lengths_B, output_size=self.size)
+        return rows_N.to(self.device)
+
+    def first(self, role: str) -> Int[Tensor, "B"]:
+        """The places of each row's first token of a role, such as [CLS]."""
+        if (self.lengths[role] == 0).any():
+            row = int((self.lengths[role] == 0).nonzero()[0])
+            raise ValueError(f"Layout.first: row {row} has no token of role {role!r}; every row needs one here")
+        return self.first_by_role[role]
+
+    def at(self, role: str, index_M: Int[Tensor, "M"]) -> Int[Tensor, "M"]:
+        """The places of a role's tokens that are given by their number among the role's tokens."""
+        return self.index[role][index_M]
+
+    def to(self, device: torch.device | str) -> "Layout":
+        """The same layout with its index tensors on a device; what was made already is moved, not made again."""
+        if torch.device(device) == self.device:
+            return self
+        moved = Layout(self.lengths, device)
+        for name in ("index", "first_by_role"):
+            if name in self.__dict__:
+                made = {role: t.to(device, non_blocking=True) for role, t in self.__dict__[name].items()}
+                moved.__dict__[name] = made
+        for name in ("source_N", "row_N"):
+            if self.__dict__.get(name) is not None:
+                moved.__dict__[name] = self.__dict__[name].to(device, non_blocking=True)
+        return moved
+
+
+@dataclass(frozen=True)
+class Picked:
+    """What a mask picked from one role: numbers of its tokens, among the clean ones and among those that are seen.
+
+    `seen_M` differs from `clean_M` where a corruption drops or inserts tokens; it is -1 for a dropped token.
+    """
+
+    role: str
+    clean_M: Int[Tensor, "M"]
+    seen_M: Int[Tensor, "M"]
+
+    def __len__(self) -> int:
+        return len(self.clean_M)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as a view makes it, in a loading worker."""
+
+    key: str
+    clean: Mapping[str, Tokens]
+    seen: Mapping[str, Tokens]
+    replaced: Mapping[str, Bool[Tensor, "n"]]
+    picked: Mapping[str, Picked]
+    labels: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        return sum(len(tokens) for tokens in self.seen.values())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch: rows sorted by length, laid end to end.
+
+    `clean` holds the tokens that targets are read from, `seen` what the encoder may see, `replaced` which of the
+    seen tokens stand for a hidden one. `labels` has a value per row. `counts` are what losses are divided by.
+    A row whose sample could not be read is missing from all of these.
+    """
+
+    clean: Mapping[str, Tokens]
+    seen: Mapping[str, Tokens]
+    replaced: Mapping[str, Bool[Tensor, "n"]]
+    picked: Mapping[str, Picked]
+    labels: Mapping[str, Tensor]
+    layout: Layout
+    plan: Any
+    keys: Sequence[str]
+    counts: Mapping[str, int]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        def moved(tokens: Mapping[str, Tokens]) -> dict[str, Tokens]:
+            return {role: one.to(device) for role, one in tokens.items()}
+
+        def over(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: one.to(device, non_blocking=True) for name, one in tensors.items()}
+
+        picked = {
+            name: Picked(p.role, *(i.to(device, non_blocking=True) for i in (p.clean_M, p.seen_M)))
+            for name, p in self.picked.items()
+        }
+        return replace(
+            self, clean=moved(self.clean), seen=moved(self.seen), replaced=over(self.replaced), picked=picked,
+            labels=over(self.labels), layout=self.layout.to(device),
+        )  # fmt: skip
+
+
+def pack(rows: Sequence[Row], plan_of: Callable[[Layout], Any]) -> Batch:
+    """Lay rows end to end, shortest first (equal lengths lie together, which attention uses).
+
+    `plan_of(layout)` makes what attention needs to know (`Attend.plan`). Rows of equal length keep their order, so the
+    same rows always give the same batch.
+    """
+    rows = sorted(rows, key=lambda row: row.length)
+    roles = list(rows[0].seen)
+    clean = {role: Tokens.pack([row.clean[role] for row in rows]) for role in roles}
+    seen = {role: Tokens.pack([row.seen[role] for row in rows]) for role in roles}
+    layout = Layout({role: seen[role].lengths_B for role in roles})
+    _ = layout.index, layout.source_N  # made here, in the worker, not on the device
+    picked = {name: _pack_picked([row.picked[name] for row in rows], clean, seen) for name in rows[0].picked}
+    counts = {"rows": len(rows), "tokens": layout.size} | {f"picked:{name}": len(p) for name, p in picked.items()}
+    return Batch(
+        clean=clean, seen=seen, picked=picked, layout=layout, plan=plan_of(layout), counts=counts,
+        replaced={role: torch.cat([row.replaced[role] for row in rows]) for role in roles},
+        labels={name: torch.stack([row.labels[name] for row in rows]) for name in rows[0].labels},
+        keys=[row.key for row in rows],
+    )  # fmt: skip
+
+
+def _pack_picked(picks: Sequence[Picked], clean: Mapping[str, Tokens], seen: Mapping[str, Tokens]) -> Picked:
+    role = picks[0].role
+    counts_B = torch.tensor([len(pick) for pick in picks])
+
+    def shifted(parts: Sequence[Tensor], lengths_B: Tensor) -> Tensor:
+        start_B = lengths_B.cumsum(0) - lengths_B
+        index_M = torch.cat(list(parts))
+        return torch.where(index_M < 0, index_M, index_M + torch.repeat_interleave(start_B, counts_B))
+
+    return Picked(
+        role,
+        shifted([pick.clean_M for pick in picks], clean[role].lengths_B),
+        shifted([pick.seen_M for pick in picks], seen[role].lengths_B),
+    )

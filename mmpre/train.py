@@ -1,0 +1,302 @@
+"""The training loop: one function over objectives, micro-batches and an optimizer.
+
+A step is: count what the losses are divided by, over all processes; forward and backward of each micro-batch; add up
+the gradients; clip; update. A micro-batch draws its model randomness (dropout, sampled tokens) from (seed, stage,
+step, micro-batch), so nothing depends on how many processes share the step.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from mmpre.data.ledger import Hole
+from mmpre.data.loader import MicroBatch
+from mmpre.draw import Draw
+from mmpre.objectives.loss import Loss
+from mmpre.objectives.protocol import InBatch
+from mmpre.optim import set_learning_rate
+from mmpre.processes import Processes
+from mmpre.recipe import Stage, Task
+from mmpre.tokens import Batch
+
+
+class NonFiniteError(RuntimeError):
+    """Too many steps in a row had a loss or gradient that is not a finite number."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every micro-batch of a stage shares."""
+
+    seed: int
+    stage: int
+    processes: Processes
+    bf16: bool = False
+    exact: bool = False
+
+    def autocast(self) -> AbstractContextManager:
+        device = self.processes.device.type
+        return torch.autocast(device, dtype=torch.bfloat16) if self.bf16 else nullcontext()
+
+    def prepare(self, made: MicroBatch, number: int, part: Batch) -> tuple[Batch, Draw]:
+        """A part on the device and its draw; torch's generators are set from it (dropout reads them)."""
+        draw = Draw.micro_batch(self.seed, self.stage, made.slot.step, made.slot.m).child(made.slot.kind, number)
+        torch.manual_seed(draw.hash("model"))
+        return part.to(self.processes.device), draw
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step did, as the run records it. `keys` names the step's samples where it was skipped."""
+
+    step: int
+    task: str
+    loss: float
+    values: Mapping[str, float]
+    norm: float
+    lr: float
+    counts: Mapping[str, int]
+    holes: Sequence[Hole]
+    skipped: bool
+    keys: Sequence[str]
+
+
+class Tally:
+    """Sums of loss terms and metrics, and what each is divided by once all counts are known."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.per: dict[str, str] = {}
+        self.weights: dict[str, float] = {}
+
+    def add(self, loss: Loss) -> None:
+        for term in loss.terms:
+            self._add(term.name, term.sum, term.per)
+            self.weights[term.name] = term.weight
+        for name, (value, per) in loss.metrics.items():
+            self._add(name, value, per)
+
+    def values(self, counts: Mapping[str, int], processes: Processes) -> dict[str, float]:
+        """Means over all processes, "loss" the weighted sum of the terms; rounded to float32, which hides the order of
+        the float64 additions."""
+        mine = {f"{name}\n{self.per[name]}": value.item() for name, value in self.sums.items()}
+        weights = {name: w for one in processes.gather(self.weights) for name, w in one.items()}
+        values, loss = {}, 0.0
+        for label, total in processes.sum_values(mine).items():
+            name, per = label.split("\n")
+            mean = total / max(counts.get(per, 0), 1)
+            values[name] = torch.tensor(mean, dtype=torch.float32).item()
+            loss += weights.get(name, 0.0) * mean
+        return {"loss": torch.tensor(loss, dtype=torch.float32).item()} | values
+
+    def _add(self, name: str, value: Tensor, per: str) -> None:
+        value = value.detach().double()
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.per[name] = per
+
+
+class Gradients:
+    """Adds up the gradients of a step's micro-batches, over this process and then over all of them.
+
+    Exact: each micro-batch's gradient is added in float64 and rounded once, so that neither the split over processes
+    nor the order of addition changes a bit. Fast: torch adds them up in place and one all-reduce sums the processes.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], processes: Processes, *, exact: bool) -> None:
+        self.parameters, self.processes, self.exact = list(parameters), processes, exact
+        self.sums: dict[int, Tensor] = {}
+
+    def add(self) -> None:
+        """Take over what the last backward pass left; call it once after each."""
+        if not self.exact:
+            return
+        for i, parameter in enumerate(self.parameters):
+            if parameter.grad is not None:
+                if i in self.sums:
+                    self.sums[i] += parameter.grad
+                else:
+                    self.sums[i] = parameter.grad.double()
+                parameter.grad = None
+
+    def finish(self) -> None:
+        """Leave the step's gradient in `.grad` of every parameter that got one on any process, None on the others."""
+        have = self.processes.any_of([i in self.sums or p.grad is not None for i, p in enumerate(self.parameters)])
+        for i, parameter in enumerate(self.parameters):
+            if not have[i]:
+                continue
+            mine = self.sums.get(i) if self.exact else parameter.grad
+            if mine is None:
+                mine = torch.zeros_like(parameter, dtype=torch.float64 if self.exact else parameter.dtype)
+            parameter.grad = self.processes.sum(mine).to(parameter.dtype)
+        self.sums.clear()
+
+
+def steps(
+    stage: Stage, module: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[MicroBatch], context: Context,
+    *, first: int, last: int, max_skipped: int = 20, skipped_in_a_row: int = 0,
+) -> Iterator[Step]:  # fmt: skip
+    """Train from step `first` to `last` (exclusive), yielding after each update.
+
+    A loss or gradient that is not finite on any process skips the update on all of them. Raises NonFiniteError after
+    more than `max_skipped` such steps in a row; the weights are then those before the first of them.
+    """
+    processes = context.processes
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    gradients = Gradients(parameters, processes, exact=context.exact)
+    share = stage.micro_batches // processes.world
+    module.train()
+    for step in range(first, last):
+        task = stage.task_at(step, context.seed)
+        mine = list(islice(batches, share))
+        if len(mine) != share or any(made.slot.step != step for made in mine):
+            got = [(made.slot.step, made.slot.m) for made in mine]
+            raise RuntimeError(f"train: step {step} needs {share} micro-batches, the loader delivered {got}")
+        counts = step_counts(mine, processes)
+        tally = Tally()
+        backward(task, mine, counts, gradients, tally, context)
+        gradients.finish()
+        values = tally.values(counts, processes)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        good = processes.all_agree(math.isfinite(values["loss"]) and bool(norm.isfinite()))
+        lr = set_learning_rate(optimizer, stage.optimizer.schedule, step)
+        if good:
+            if stage.clip is not None:
+                torch.nn.utils.clip_grads_with_norm_(parameters, stage.clip, norm)
+            optimizer.step()
+            if hasattr(task.objective, "after_step"):
+                task.objective.after_step(step)
+        optimizer.zero_grad(set_to_none=True)
+        skipped_in_a_row = 0 if good else skipped_in_a_row + 1
+        yield Step(
+            step, task.name, values.pop("loss"), values, norm.item(), lr, counts,
+            [hole for made in mine for hole in made.holes], not good,
+            [] if good else [key for made in mine for part in made.parts for key in part.keys],
+        )  # fmt: skip
+        if skipped_in_a_row > max_skipped:
+            raise NonFiniteError(
+                f"{skipped_in_a_row} steps in a row (up to step {step}, task {task.name}) had a loss or gradient that "
+                "is not finite; the weights are still those before them. Lower the learning rate, or look at the "
+                "samples that metrics.jsonl names for these steps"
+            )
+
+
+def step_counts(batches: Iterable[MicroBatch], processes: Processes) -> dict[str, int]:
+    """Add up the workers' counts over a step's micro-batches and all processes."""
+    mine: dict[str, int] = {"rows": 0, "tokens": 0, "holes": 0}
+    for made in batches:
+        mine["holes"] += len(made.holes)
+        for part in made.parts:
+            for name, count in part.counts.items():
+                mine[name] = mine.get(name, 0) + count
+    return processes.sum_counts(mine)
+
+
+def backward(
+    task: Task, batches: Sequence[MicroBatch], counts: Mapping[str, int], gradients: Gradients, tally: Tally,
+    context: Context,
+) -> None:  # fmt: skip
+    """Forward and backward of a step's micro-batches; gradients and sums are left in `gradients` and `tally`."""
+    if isinstance(task.objective, InBatch):
+        _backward_in_batch(task.objective, batches, counts, gradients, tally, context)
+        return
+    for made in batches:
+        for number, part in enumerate(made.parts):
+            batch, draw = context.prepare(made, number, part)
+            with context.autocast():
+                loss = task.objective(batch, draw)
+            loss.total(counts).backward()
+            gradients.add()
+            tally.add(loss)
+
+
+def _backward_in_batch(
+    objective: InBatch, batches: Sequence[MicroBatch], counts: Mapping[str, int], gradients: Gradients, tally: Tally,
+    context: Context,
+) -> None:  # fmt: skip
+    """Features of every micro-batch without a graph, the loss over all of them, then each one's backward.
+
+    Features are made twice with the same randomness, so memory holds one micro-batch's graph at a time and the
+    gradient is that of the whole step's batch (gradient caching, Gao et al. 2021, arXiv:2101.06983).
+    """
+    processes = context.processes
+    parts = [(made, number, part) for made in batches for number, part in enumerate(made.parts)]
+    mine = []
+    for made, number, part in parts:
+        with torch.no_grad(), context.autocast():
+            mine.append(objective.features(*context.prepare(made, number, part)))
+    places = [(made.slot.m, number) for made, number, _ in parts]
+    leaves = _gather_in_order(mine, places, processes)
+    if not leaves:
+        return
+    names = list(next(iter(leaves.values())))
+    joined = {name: torch.cat([one[name] for one in leaves.values()]) for name in names}
+    loss = objective.loss(joined, [len(one[names[0]]) for one in leaves.values()])
+    loss.total(counts).backward()
+    if processes.rank == 0:
+        tally.add(loss)
+    else:  # every process has computed the same loss: its own parameters (a temperature) count once
+        for parameter in gradients.parameters:
+            parameter.grad = None
+    gradients.add()
+    for (made, number, part), place in zip(parts, places, strict=True):
+        with context.autocast():
+            features = objective.features(*context.prepare(made, number, part))
+        grads = [leaves[place][name].grad.to(features[name].dtype) for name in names]
+        torch.autograd.backward([features[name] for name in names], grads)
+        gradients.add()
+
+
+def _gather_in_order(
+    mine: Sequence[Mapping[str, Tensor]], places: Sequence[tuple[int, int]], processes: Processes
+) -> dict[tuple[int, int], dict[str, Tensor]]:
+    """The features of all processes as float32 leaves, by (micro-batch, part), in that order."""
+    notes = processes.gather([(place, len(next(iter(one.values())))) for place, one in zip(places, mine, strict=True)])
+    names = next((names for names in processes.gather(list(mine[0]) if mine else None) if names), [])
+    shapes = next(
+        (s for s in processes.gather({n: tuple(mine[0][n].shape[1:]) for n in names} if mine else None) if s), {}
+    )
+    found: dict[tuple[int, int], dict[str, Tensor]] = {place: {} for note in notes for place, _ in note}
+    for name in names:
+        own = [one[name].float() for one in mine]
+        everyone = processes.gather_rows(
+            torch.cat(own) if own else torch.zeros(0, *shapes[name], device=processes.device)
+        )
+        for note, theirs in zip(notes, everyone, strict=True):
+            for (place, _), part in zip(note, theirs.split([size for _, size in note]), strict=True):
+                found[place][name] = part.detach().clone().requires_grad_()
+    return {place: found[place] for place in sorted(found)}
+
+
+@torch.no_grad()
+def held_out(batches: Iterable[MicroBatch], tasks: Mapping[str, Task], context: Context) -> dict[str, dict[str, float]]:
+    """Loss and metrics of every task on held-out micro-batches, by task.
+
+    Takes nothing from the run's randomness: every micro-batch sets its own, and so does the next training step.
+    """
+    tallies = {name: Tally() for name in tasks}
+    counts: dict[str, list[MicroBatch]] = {name: [] for name in tasks}
+    training = {name: task.objective.training for name, task in tasks.items()}
+    for task in tasks.values():
+        task.objective.eval()
+    for made in batches:
+        name = made.slot.task
+        objective = tasks[name].objective
+        counts[name].append(made)
+        for number, part in enumerate(made.parts):
+            batch, draw = context.prepare(made, number, part)
+            with context.autocast():
+                if isinstance(objective, InBatch):
+                    tallies[name].add(objective.loss(objective.features(batch, draw), [part.counts["rows"]]))
+                else:
+                    tallies[name].add(objective(batch, draw))
+    for name, task in tasks.items():
+        task.objective.train(training[name])
+    return {
+        name: tally.values(step_counts(counts[name], context.processes), context.processes)
+        for name, tally in tallies.items()
+    }

@@ -1,0 +1,98 @@
+"""How a task wants its rows made, in the loading worker."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from mmpre.attention import Attend, Full
+from mmpre.data.sample import Sample
+from mmpre.draw import Draw
+from mmpre.masking.protocol import Corruption, Mask, untouched
+from mmpre.modality import Reader
+from mmpre.tokens import Picked, Row, Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherSample:
+    """Take a role's tokens from another sample for a share of the rows, chosen by the data order (never a neighbour).
+
+    The other sample must differ in what the role's reader reads; after `tries` equal ones the row stays as it is.
+    Sets the row's label `label` to 1 where the roles belong together and to 0 where they do not.
+    """
+
+    share: float
+    label: str = "matched"
+    tries: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"OtherSample: share must lie between 0 and 1, got {self.share}; half is 0.5")
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """Picks by name, what hides them, who may attend to whom, and which roles come from another sample.
+
+    `corruption` serves every pick of this view, or each pick by name. A pick without one stays visible.
+    `roles` limits the view to some of the objective's roles; None means all of them.
+    """
+
+    picks: Mapping[str, Mask] = field(default_factory=dict)
+    corruption: Corruption | Mapping[str, Corruption] | None = None
+    donors: Mapping[str, OtherSample] = field(default_factory=dict)
+    attend: Attend = field(default_factory=Full)
+    roles: tuple[str, ...] | None = None
+
+    def row(
+        self, sample: Sample, readers: Mapping[str, Reader], draw: Draw, donor: Callable[[str, int], Sample]
+    ) -> Row:
+        """Make one row. `donor(role, k)` reads the k-th other sample that the data order offers for this row."""
+        clean, labels = {}, {}
+        for role, reader in readers.items():
+            if self.roles is not None and role not in self.roles:
+                continue
+            source = sample
+            if role in self.donors:
+                source, matched = self._source(role, reader, sample, draw, donor)
+                labels[self.donors[role].label] = torch.tensor(matched)
+            clean[role] = reader.tokenize(source, draw.child("tokenize", role))
+        return self._masked(sample.key, clean, labels, draw)
+
+    def _source(
+        self, role: str, reader: Reader, sample: Sample, draw: Draw, donor: Callable[[str, int], Sample]
+    ) -> tuple[Sample, int]:
+        wish = self.donors[role]
+        if draw.uniform("donor", role) >= wish.share:
+            return sample, 1
+        own = [sample.members.get(suffix) for suffix in reader.suffixes]
+        for k in range(wish.tries):
+            other = donor(role, k)
+            if [other.members.get(suffix) for suffix in reader.suffixes] != own:
+                return other, 0
+        return sample, 1
+
+    def _masked(self, key: str, clean: dict[str, Tokens], labels: dict[str, torch.Tensor], draw: Draw) -> Row:
+        seen = {role: untouched(tokens) for role, tokens in clean.items()}
+        index = {name: mask(clean[mask.role], draw.child("pick", name)) for name, mask in self.picks.items()}
+        corrupted: dict[str, str] = {}
+        for name, mask in self.picks.items():
+            corruption = self.corruption.get(name) if isinstance(self.corruption, Mapping) else self.corruption
+            if corruption is None:
+                continue
+            if mask.role in corrupted:
+                raise ValueError(
+                    f"View: picks {corrupted[mask.role]!r} and {name!r} both corrupt role {mask.role!r}; "
+                    "one corruption a role and view: join the masks, or give one of them no corruption"
+                )
+            corrupted[mask.role] = name
+            seen[mask.role] = corruption(clean[mask.role], index[name], draw.child("corrupt", name))
+        picked = {}
+        for name, mask in self.picks.items():
+            moved = seen[mask.role].index_map
+            picked[name] = Picked(mask.role, index[name], index[name] if moved is None else moved[index[name]])
+        return Row(
+            key=key, clean=clean, picked=picked, labels=labels,
+            seen={role: one.tokens for role, one in seen.items()},
+            replaced={role: one.replaced_N for role, one in seen.items()},
+        )  # fmt: skip

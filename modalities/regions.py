@@ -1,0 +1,134 @@
+"""Regions of a picture that a detector has found: features, boxes and soft class labels.
+
+Source: UNITER, Chen et al. 2019, arXiv:1909.11740; names and numbers as in the authors' code where the paper is silent.
+"""
+# N tokens of the packed batch, R regions of one picture, E values of a region's feature, C classes, D model width
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mmpre.data.sample import BadMember, Sample
+from mmpre.draw import Draw
+from mmpre.dropout import Dropout
+from mmpre.tokens import Tokens
+
+SLACK = 1e-2  # how far boxes may leave [0, 1] and a sum of soft labels 1: half precision and rounded pixels
+
+
+@dataclass(frozen=True)
+class RegionReader:
+    """Reads a member with the named tensors features [R, E], boxes [R, 7] and, where `classes` is given, soft [R, C].
+
+    A box is x1, y1, x2, y2, width, height, area, each as a share of the picture's. Soft labels sum to 1, class 0 is
+    the background. The first `max_regions` are taken (detectors write the surest first). A picture whose tensors break
+    this raises BadMember. Fields: features (as stored), box, soft; there are no special tokens.
+    """
+
+    features: int
+    classes: int | None = None
+    suffixes: tuple[str, ...] = ("regions.safetensors",)
+    max_regions: int = 100
+
+    def __post_init__(self) -> None:
+        wrong = {"features": self.features < 1, "max_regions": self.max_regions < 1}
+        wrong["classes"] = self.classes is not None and self.classes < 2
+        if any(wrong.values()):
+            raise ValueError(
+                "RegionReader: features and max_regions must be at least 1, classes at least 2 (background and one "
+                f"more) or None, got features {self.features}, max_regions {self.max_regions}, classes {self.classes}"
+            )
+
+    def tokenize(self, sample: Sample, draw: Draw) -> Tokens:
+        tensors = sample.tensors(self.suffixes)
+        member = sample.bytes(self.suffixes)[0]
+        widths = {"features": self.features, "boxes": 7} | ({"soft": self.classes} if self.classes else {})
+        for name, width in widths.items():
+            _check_tensor(tensors, name, width, member)
+        taken = {name: tensors[name][: self.max_regions] for name in widths}
+        fields = {"features": taken["features"], "box": taken["boxes"].float()}
+        _check_boxes(fields["box"], member)
+        if self.classes:
+            fields["soft"] = taken["soft"].float()
+            _check_soft(fields["soft"], member)
+        return Tokens.of_row(torch.full((len(fields["box"]),), -1), **fields)
+
+
+def _check_tensor(tensors: dict[str, Tensor], name: str, width: int, member: str) -> None:
+    if name not in tensors:
+        detail = f"no tensor {name!r} in it, only {sorted(tensors)[:8]}"
+        raise BadMember("regions incomplete", member, detail)
+    value, regions = tensors[name], len(tensors["features"]) if tensors["features"].ndim else 0
+    if tuple(value.shape) != (regions, width) or regions == 0:
+        detail = f"{name} must be [regions, {width}] with regions >= 1 and as many as features, got {list(value.shape)}"
+        raise BadMember("regions of another shape", member, detail)
+    if not value.is_floating_point():
+        raise BadMember("regions of another type", member, f"{name} must be floating point, got {value.dtype}")
+    if not value.isfinite().all():
+        raise BadMember("regions not finite", member, f"{name} holds NaN or infinity")
+
+
+def _check_boxes(boxes_R7: Float[Tensor, "R 7"], member: str) -> None:
+    low, high = boxes_R7.aminmax()
+    if low < -SLACK or high > 1 + SLACK:
+        detail = f"boxes must be shares of the picture, 0 to 1, got {low:.3g} to {high:.3g}; divide by its size"
+        raise BadMember("boxes out of range", member, detail)
+    if (boxes_R7[:, 2:4] < boxes_R7[:, :2]).any():
+        raise BadMember("boxes out of range", member, "a box ends before it begins; the order is x1, y1, x2, y2")
+
+
+def _check_soft(soft_RC: Float[Tensor, "R C"], member: str) -> None:
+    off = (soft_RC.sum(1) - 1).abs().max()
+    if soft_RC.min() < 0 or off > SLACK:
+        got = f"a least of {soft_RC.min():.3g} and a sum off by {off:.3g}"
+        detail = f"soft labels must be probabilities that sum to 1, got {got}"
+        raise BadMember("soft labels are no distribution", member, detail)
+
+
+class Regions(nn.Module):
+    """Dropout(LN(LN(W_v v + b_v) + LN(W_p p + b_p) + type 1)), where a replaced region's v is the mask vector.
+
+    The mask stands for the feature, before the projection; the box of a hidden region stays visible. `types` is the
+    text embedder's table. A head that predicts features may share `project`.
+    """
+
+    def __init__(
+        self,
+        reader: RegionReader,
+        *,
+        width: int,
+        types: nn.Embedding,
+        dropout: float = 0.1,
+        eps: float = 1e-12,
+    ) -> None:
+        super().__init__()
+        if types.num_embeddings < 2 or types.embedding_dim != width:
+            raise ValueError(
+                f"Regions: types must be a table of at least 2 vectors of width {width} (row 1 is for regions), got "
+                f"{types.num_embeddings} of {types.embedding_dim}; share Text(..., types=2).types"
+            )
+        self.reader = reader
+        self.types = types
+        self.project = nn.Linear(reader.features, width)
+        self.project_norm = nn.LayerNorm(width, eps=eps)
+        self.place = nn.Linear(7, width)
+        self.place_norm = nn.LayerNorm(width, eps=eps)
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.dropout = Dropout(dropout)
+        # The authors keep a table of two, whose row 0 is pinned to zero: adding it to what stays visible is left out.
+        self.mask_E = nn.Parameter(torch.empty(reader.features))
+        for weight in (self.project.weight, self.place.weight, self.mask_E):
+            nn.init.normal_(weight, std=0.02)
+        for bias in (self.project.bias, self.place.bias):
+            nn.init.zeros_(bias)
+
+    def features(self, tokens: Tokens) -> Float[Tensor, "N E"]:
+        return tokens["features"].to(self.mask_E.dtype)
+
+    def embed(self, f_NE: Float[Tensor, "N E"], tokens: Tokens, replaced_N: Bool[Tensor, "N"]) -> Float[Tensor, "N D"]:
+        shown_NE = torch.where(replaced_N[:, None], self.mask_E, f_NE)
+        what_ND = self.project_norm(self.project(shown_NE))
+        where_ND = self.place_norm(self.place(tokens["box"]))
+        return self.dropout(self.norm(what_ND + where_ND + self.types.weight[1]))

@@ -1,0 +1,265 @@
+"""Text as word pieces of any tokenizer.json, or as bytes, with BERT's embeddings.
+
+Source: Devlin et al. 2018, arXiv:1810.04805; `first_position` is what RoBERTa (Liu et al. 2019, arXiv:1907.11692) adds.
+"""
+# N tokens of the packed batch, D model width, W words or pieces of one text (no special tokens)
+
+import hashlib
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import tokenizers
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from mmpre.data.sample import BadMember, Sample
+from mmpre.draw import Draw
+from mmpre.dropout import Dropout
+from mmpre.masking.corrupt import BertReplace
+from mmpre.tokens import Tokens
+
+CLS, SEP = 0, 1  # kinds of special token, in Tokens.special_N
+CACHED_PIECES = 4 << 20  # of the texts a worker keeps cut, so that each window does not cut the whole text again
+
+
+@runtime_checkable
+class Vocabulary(Protocol):
+    """What cuts a text into pieces. `free` bounds the ids (first, last + 1) that a random replacement may take."""
+
+    size: int
+    cls: int
+    sep: int
+    mask: int
+    free: tuple[int, int]
+    digest: str
+
+    def cut(self, text: str) -> tuple[Int[Tensor, "W"], Int[Tensor, "W"]]:
+        """Ids of the pieces, and for each piece the number of its word."""
+        ...
+
+
+class Bytes:
+    """UTF-8 bytes; a word is what follows white space, with the space before it. Needs no file."""
+
+    size, cls, sep, mask, free, digest = 259, 256, 257, 258, (0, 256), "bytes"
+
+    def cut(self, text: str) -> tuple[Int[Tensor, "W"], Int[Tensor, "W"]]:
+        ids_W = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        space_W = (ids_W == 32) | ((ids_W >= 9) & (ids_W <= 13))
+        starts_W = space_W.clone()
+        starts_W[1:] &= ~space_W[:-1]
+        return ids_W.int(), starts_W.cumsum(0, dtype=torch.int32)
+
+
+class Pieces:
+    """The pieces of a tokenizer.json; its own padding, truncation and template are not used."""
+
+    def __init__(self, source: str, name: str, specials: Sequence[str] | None) -> None:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one text at a time, and workers are forked
+        self.source, self.name, self.specials = source, name, specials
+        try:
+            self.backend = tokenizers.Tokenizer.from_str(source)
+        except Exception as e:  # the library raises plain Exception
+            raise ValueError(f"TextReader: {name} is not a tokenizer.json of the tokenizers library ({e})") from None
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        self.backend.encode_special_tokens = True  # a text that says "[MASK]" holds six characters, not a mask
+        ids = self.backend.get_vocab(with_added_tokens=True)
+        self.size = max(ids.values()) + 1
+        self.cls, self.sep, self.mask = self._find_specials(ids)
+        self.free = self._longest_free_run(ids)
+        self.digest = hashlib.blake2b(f"{source}{specials}".encode(), digest_size=16).hexdigest()
+
+    def cut(self, text: str) -> tuple[Int[Tensor, "W"], Int[Tensor, "W"]]:
+        made = self.backend.encode(text, add_special_tokens=False)
+        words = [-1 if word is None else word for word in made.word_ids]
+        return torch.tensor(made.ids, dtype=torch.int32), torch.tensor(words, dtype=torch.int32)
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return Pieces, (self.source, self.name, self.specials)
+
+    def _find_specials(self, ids: dict[str, int]) -> tuple[int, int, int]:
+        choices = [self.specials] if self.specials else [("[CLS]", "[SEP]", "[MASK]"), ("<s>", "</s>", "<mask>")]
+        for names in choices:
+            if len(names) == 3 and all(name in ids for name in names):
+                return tuple(ids[name] for name in names)
+        wanted = " or ".join(", ".join(names) for names in choices)
+        have = ", ".join(token.content for token in self.backend.get_added_tokens_decoder().values()) or "none"
+        raise ValueError(
+            f"TextReader: {self.name} lacks special tokens: wanted {wanted} (begin, end, mask), its added tokens are "
+            f"{have}; name three of its own by specials=(begin, end, mask), or add them with the tokenizers library's "
+            "add_special_tokens and save the file again"
+        )
+
+    def _longest_free_run(self, ids: dict[str, int]) -> tuple[int, int]:
+        """The longest run of ids without special or unused ones; for BERT's vocabularies it begins at "!"."""
+        taken = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
+        taken |= {i for name, i in ids.items() if re.fullmatch(r"\[unused\d+\]", name)}
+        edges = [-1, *sorted(taken | {self.cls, self.sep, self.mask}), self.size]
+        _, before, after = max((b - a, a, b) for a, b in pairwise(edges))
+        if after - before < 2:
+            raise ValueError(f"TextReader: {self.name} has no piece that is not special ({self.size} ids); train it")
+        return before + 1, after
+
+
+def open_vocabulary(tokenizer: str | Path | tokenizers.Tokenizer, specials: Sequence[str] | None) -> Vocabulary:
+    """ "bytes", the path of a tokenizer.json or of a folder that holds one, or a tokenizer that is loaded already."""
+    if isinstance(tokenizer, tokenizers.Tokenizer):
+        return Pieces(tokenizer.to_str(), "the tokenizer", specials)
+    if tokenizer == "bytes":
+        return Bytes()
+    path = Path(tokenizer)
+    path = path / "tokenizer.json" if path.is_dir() else path
+    try:
+        return Pieces(path.read_text(encoding="utf-8"), str(path), specials)
+    except (OSError, UnicodeDecodeError) as e:
+        raise ValueError(
+            f"TextReader: no tokenizer can be read from {tokenizer} ({e}); "
+            'wanted "bytes" or the path of a tokenizer.json'
+        ) from None
+
+
+class TextReader:
+    """Cuts a text into [CLS] pieces [SEP], at most `max_length` of them with the two.
+
+    A longer text is cut off, or, where `windowed`, becomes several windows of whole words, each a row of its own.
+    Fields: ids; word, the number of a piece's word in its text (-1 for CLS and SEP); position, counted from 0.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str | Path | tokenizers.Tokenizer = "bytes",
+        *,
+        max_length: int = 512,
+        suffixes: Sequence[str] = ("txt",),
+        windowed: bool = False,
+        specials: Sequence[str] | None = None,
+    ) -> None:
+        if max_length < 3:
+            raise ValueError(f"TextReader: max_length must be at least 3 (CLS, a piece, SEP), got {max_length}")
+        self.vocabulary = open_vocabulary(tokenizer, specials)
+        self.max_length, self.suffixes, self.windowed = max_length, tuple(suffixes), windowed
+        self._cut: OrderedDict[tuple[str, str], tuple[Tensor, Tensor]] = OrderedDict()
+
+    @property
+    def digest(self) -> str:
+        """Changes with everything that window lengths depend on."""
+        return f"text {self.vocabulary.digest} {self.max_length} {self.windowed} {'|'.join(self.suffixes)}"
+
+    def windows(self, sample: Sample) -> list[int]:
+        """How many tokens each window of a sample has, CLS and SEP included."""
+        ids_W, word_W = self._pieces(sample)
+        return [end - start + 2 for start, end in self._bounds(word_W)] if self.windowed else [self._kept(ids_W) + 2]
+
+    def tokenize(self, sample: Sample, draw: Draw) -> Tokens:
+        ids_W, word_W = self._pieces(sample)
+        start, end = self._bounds(word_W)[sample.window] if self.windowed else (0, self._kept(ids_W))
+        length = end - start + 2
+        ids_N = torch.empty(length, dtype=torch.int64)
+        ids_N[0], ids_N[-1], ids_N[1:-1] = self.vocabulary.cls, self.vocabulary.sep, ids_W[start:end]
+        word_N = torch.full((length,), -1)
+        word_N[1:-1] = word_W[start:end]
+        special_N = torch.full((length,), -1)
+        special_N[0], special_N[-1] = CLS, SEP
+        return Tokens.of_row(special_N, ids=ids_N, word=word_N, position=torch.arange(length))
+
+    def replacement(self, mask: float = 0.8, random: float = 0.1) -> BertReplace:
+        """BERT's corruption with this vocabulary's mask and its range of ordinary ids."""
+        return BertReplace(mask_id=self.vocabulary.mask, random_ids=self.vocabulary.free, mask=mask, random=random)
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_cut": OrderedDict()}
+
+    def _kept(self, ids_W: Int[Tensor, "W"]) -> int:
+        return min(len(ids_W), self.max_length - 2)
+
+    def _bounds(self, word_W: Int[Tensor, "W"]) -> list[tuple[int, int]]:
+        """Windows as full as whole words allow; only a word longer than a window is cut."""
+        bounds, start, words = [], 0, word_W.numpy()
+        while start < len(words):
+            end = start + self.max_length - 2
+            if end < len(words):
+                first = end
+                while first > start and words[first - 1] == words[end]:
+                    first -= 1
+                end = first if first > start else end
+            end = min(end, len(words))
+            bounds.append((start, end))
+            start = end
+        return bounds
+
+    def _pieces(self, sample: Sample) -> tuple[Int[Tensor, "W"], Int[Tensor, "W"]]:
+        """The pieces of the whole text; windows of a text come near each other in the data's order, so it is kept."""
+        if not self.windowed:
+            return self._cut_text(sample)
+        name = (sample.digest, sample.key)
+        if name not in self._cut:
+            self._cut[name] = self._cut_text(sample)
+            while sum(len(ids_W) for ids_W, _ in self._cut.values()) > CACHED_PIECES and len(self._cut) > 1:
+                self._cut.popitem(last=False)
+        self._cut.move_to_end(name)
+        return self._cut[name]
+
+    def _cut_text(self, sample: Sample) -> tuple[Int[Tensor, "W"], Int[Tensor, "W"]]:
+        text = sample.text(self.suffixes)
+        ids_W, word_W = self.vocabulary.cut(text)
+        if not len(ids_W):
+            detail = f"the tokenizer finds no piece in {text[:40]!r}"
+            raise BadMember("empty text", sample.bytes(self.suffixes)[0], detail)
+        return ids_W, word_W
+
+
+class Text(nn.Module):
+    """Dropout(LayerNorm(word + position + type 0)).
+
+    `table` (the word vectors) and `types` may be shared with heads and other modalities. `positions` is the longest
+    row, by default the reader's; `first_position` is the row of the position table that position 0 uses (RoBERTa: 2).
+    """
+
+    def __init__(
+        self,
+        reader: TextReader,
+        *,
+        width: int,
+        positions: int | None = None,
+        first_position: int = 0,
+        types: int = 2,
+        dropout: float = 0.1,
+        eps: float = 1e-12,
+    ) -> None:
+        super().__init__()
+        self.reader = reader
+        self.longest = reader.max_length if positions is None else positions
+        self._check_length(reader.max_length)
+        self.first_position = first_position
+        self.table = nn.Embedding(reader.vocabulary.size, width)
+        self.positions = nn.Embedding(self.longest + first_position, width)
+        self.types = nn.Embedding(types, width)
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.dropout = Dropout(dropout)
+        for table in (self.table, self.positions, self.types):
+            nn.init.normal_(table.weight, std=0.02)
+
+    def features(self, tokens: Tokens) -> Float[Tensor, "N D"]:
+        """The word vectors."""
+        return self.table(tokens["ids"])
+
+    def embed(self, f_NE: Float[Tensor, "N D"], tokens: Tokens, replaced_N: Bool[Tensor, "N"]) -> Float[Tensor, "N D"]:
+        """A token marked as replaced is the mask token, whatever its id; BertReplace's random ids are not marked."""
+        self._check_length(int(tokens.lengths_B.max()) if len(tokens.lengths_B) else 0)
+        word_ND = torch.where(replaced_N[:, None], self.table.weight[self.reader.vocabulary.mask], f_NE)
+        place_ND = self.positions(tokens["position"] + self.first_position)
+        return self.dropout(self.norm(word_ND + place_ND + self.types.weight[0]))
+
+    def _check_length(self, length: int) -> None:
+        if length > self.longest:
+            raise ValueError(
+                f"Text: a row of {length} tokens was given, positions reach to {self.longest}; "
+                f"give the reader max_length={self.longest} or fewer, or Text more positions"
+            )

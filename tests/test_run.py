@@ -1,0 +1,173 @@
+"""Whole runs: they learn, and a run that is killed anywhere goes on as if nothing had happened."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+
+import mmpre
+from mmpre.metrics import read_metrics
+from mmpre.run import RunError, RunOptions
+
+TONES = Path(__file__).parent / "tones.py"
+
+
+@pytest.fixture(scope="module")
+def melodies(tmp_path_factory):
+    """Melodies whose notes rise by one step each: a hidden note can be told from its neighbours."""
+    folder = tmp_path_factory.mktemp("melodies")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 200), ("valid", 40)):
+        with webdataset.ShardWriter(str(folder / f"{split}-%03d.tar"), maxcount=90, verbose=0) as sink:
+            for i in range(count):
+                first, length = rng.normal(), rng.integers(4, 12)
+                notes = " ".join(f"{first + 0.2 * n:.3f}" for n in range(length))
+                sink.write({"__key__": f"{split}{i:03d}", "notes": notes.encode()})
+    return folder
+
+
+def shards(folder, split):
+    return tuple(str(path) for path in sorted(folder.glob(f"{split}-*.tar")))
+
+
+def numbers(folder):
+    return {"data": shards(folder, "train"), "valid": shards(folder, "valid")}
+
+
+def lines(run):
+    return [{k: v for k, v in line.items() if k != "time"} for line in read_metrics(run / "metrics.jsonl")]
+
+
+def weights(run):
+    return mmpre.load(run).recipe.module().state_dict()
+
+
+def same_weights(a, b):
+    a, b = weights(a), weights(b)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def start(out, folder, *more, resume=False):
+    command = [sys.executable, "-m", "mmpre"]
+    if resume:
+        command += ["resume", str(out)]
+    else:
+        command += ["train", str(TONES), "--out", str(out), "--exact", "--save-every", "7", "--log-every", "1"]
+        command += ["--data", *shards(folder, "train"), "--valid", *shards(folder, "valid")]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*command, *more], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def kill_at(process, run, step):
+    """Kill -9 as soon as the metrics show a step; False where the run ended first."""
+    path = run / "metrics.jsonl"
+    while process.poll() is None:
+        if path.exists() and any(line.get("step", -1) >= step for line in read_metrics(path)):
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return True
+        time.sleep(0.005)
+    assert process.returncode == 0, process.stdout.read()
+    return False
+
+
+@pytest.fixture(scope="module")
+def unbroken(melodies, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "unbroken"
+    options = RunOptions(exact=True, workers=0, save_every=7, log_every=1)
+    return mmpre.train(TONES, out=out, options=options, **numbers(melodies))
+
+
+def test_a_run_learns_and_keeps_its_best_weights(unbroken):
+    logged = lines(unbroken)
+    train = [line["loss"] for line in logged if "loss" in line]
+    assert len(train) == 60
+    assert np.mean(train[-10:]) < 0.5 * np.mean(train[:10])
+    held_out = [line["valid_loss"] for line in logged if "valid" in line]
+    assert len(held_out) == 3
+    best = mmpre.load(unbroken, best=True).checkpoint
+    assert best.state["best"]["loss"] == min(held_out)
+
+
+def test_a_run_killed_at_random_moments_and_resumed_with_other_workers_ends_bit_for_bit_alike(
+    unbroken, melodies, tmp_path
+):
+    run, moments, workers = tmp_path / "killed", random.Random(5), iter([0, 2, 1, 3, 0, 1])
+    process = start(run, melodies, "--workers", "2")
+    kills = 0
+    for step in sorted(moments.sample(range(1, 55), 4)):
+        kills += kill_at(process, run, step)
+        process = start(run, melodies, "--workers", str(next(workers)), resume=True)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    assert kills >= 3
+    assert lines(run) == lines(unbroken)
+    assert same_weights(run, unbroken)
+
+
+def test_a_signal_saves_at_the_steps_end_and_resuming_ends_alike(unbroken, melodies, tmp_path):
+    run = tmp_path / "stopped"
+    process = start(run, melodies, "--workers", "1")
+    while not (run / "metrics.jsonl").exists() or not read_metrics(run / "metrics.jsonl"):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, out
+    assert f"mmpre resume {run}" in out
+    mmpre.resume(run, workers=0)
+    assert lines(run) == lines(unbroken)
+    assert same_weights(run, unbroken)
+    mmpre.resume(run)  # finished: says so and returns
+
+
+def test_other_data_and_changed_settings_are_refused_and_moved_shards_are_not(unbroken, melodies, tmp_path):
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in melodies.glob("*.tar"):
+        (moved / path.name).write_bytes(path.read_bytes())
+    mmpre.resume(unbroken, data=shards(moved, "train"), valid=shards(moved, "valid"))
+    with pytest.raises(RunError, match=r"200 samples .* then, 180 .* now"):
+        mmpre.resume(unbroken, data=shards(moved, "train")[:2], valid=shards(moved, "valid"))
+    with pytest.raises(RunError, match="seed would change the results"):
+        mmpre.resume(unbroken, seed=4)
+    with pytest.raises(RunError, match="already holds a run; continue it with `mmpre resume"):
+        mmpre.train(TONES, out=unbroken, **numbers(melodies))
+
+
+def test_too_few_samples_is_an_error_not_a_hang(melodies, tmp_path):
+    with pytest.raises(ValueError, match="a step takes 500 rows, the data has 40 units"):
+        mmpre.train(TONES, out=tmp_path / "few", data=shards(melodies, "valid"), batch=500)
+
+
+def test_a_loss_that_is_not_finite_skips_the_step_names_the_samples_and_then_stops(melodies, tmp_path):
+    folder = tmp_path / "poisoned"
+    folder.mkdir()
+    with webdataset.ShardWriter(str(folder / "train-%03d.tar"), verbose=0) as sink:
+        for i in range(64):
+            sink.write({"__key__": f"m{i:02d}", "notes": b"1 2 3 4" if i != 5 else b"1 inf 3 nan"})
+    run = mmpre.train(
+        TONES, out=tmp_path / "run", data=shards(folder, "train"), steps=12,
+        options=RunOptions(workers=0, exact=True, log_every=1),
+    )  # fmt: skip
+    skipped = [line for line in lines(run) if line.get("skipped")]
+    assert 1 <= len(skipped) <= 3
+    assert all("m05" in line["keys"] for line in skipped)
+    assert all(torch.isfinite(w).all() for w in weights(run).values())
+
+
+def test_the_record_tells_what_was_run(unbroken):
+    record = json.loads((unbroken / "run.json").read_text())
+    assert record["recipe"]["name"] == "tones"
+    assert record["numbers"]["width"] == 32
+    assert record["options"]["exact"] is True
+    assert (unbroken / "recipe.py").read_text() == TONES.read_text()
