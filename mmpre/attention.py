@@ -7,7 +7,7 @@ attention_backends.py need to know.
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
@@ -18,6 +18,7 @@ from mmpre.tokens import Layout
 CPU = torch.device("cpu")
 
 
+@runtime_checkable
 class Attend(Protocol):
     """Who may attend to whom; picklable. `dense` is the definition, and every backend must agree with it."""
 
@@ -40,6 +41,9 @@ class Plan:
     layout: Layout
     causal: bool = False
     device: torch.device = CPU
+
+    def __post_init__(self) -> None:
+        _ = self.groups  # made here, in the worker
 
     def to(self, device: torch.device | str) -> "Plan":
         device = torch.device(device)

@@ -4,14 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmpre.data.index import open_shards
 from mmpre.data.loader import MicroBatches, valid_slots
-from mmpre.data.shards import ShardReader, Sidecar
-from mmpre.data.units import Units, measure
 from mmpre.evaluation.results import Result
 from mmpre.processes import Processes
 from mmpre.recipe import Recipe
-from mmpre.run import Run, RunError, load
+from mmpre.run import Run, RunError, load, open_units
 from mmpre.train import Context, held_out
 
 
@@ -45,11 +42,7 @@ def measure_recipe(opened: Run, recipe: Recipe, urls: Sequence[str], sidecar: st
     processes = Processes.start()
     stage = recipe.stages[-1]
     module = recipe.module().to(processes.device).eval()
-    shards = open_shards(urls)
-    readers = [reader for task in stage.tasks for reader in task.objective.readers.values()]
-    units = measure(
-        Units(ShardReader(shards), [Sidecar(Path(sidecar), shards)] if sidecar else []), readers, shards.cache
-    )
+    units = open_units(stage, urls, sidecar)
     tasks = {task.name: task for task in stage.tasks}
     seed, number = opened.record["options"]["seed"], len(recipe.stages) - 1
     rows = min(rows, len(units))

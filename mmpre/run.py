@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -223,9 +223,10 @@ class _Runner:
         return self.out
 
     def _run(self, recipe: Recipe, processes: Processes, fresh: bool) -> None:
-        data = [_open(stage, stage.data, stage.sidecar, "data") for stage in recipe.stages]
+        data = [open_units(stage, stage.data, stage.sidecar) for stage in recipe.stages]
         valid = [
-            _open(stage, stage.valid, stage.valid_sidecar, "valid") if stage.valid else None for stage in recipe.stages
+            open_units(stage, stage.valid, stage.valid_sidecar, what="valid") if stage.valid else None
+            for stage in recipe.stages
         ]
         fingerprints = [describe(units) for units in data]
         module = recipe.module().to(processes.device)
@@ -428,7 +429,8 @@ class _Leg:
             self.progress.say(f"checkpoint at step {self.before + step} was not written: {problem}")
 
 
-def _open(stage: Stage, urls, sidecar: str | None, what: str) -> Units:
+def open_units(stage: Stage, urls: Sequence[str], sidecar: str | None, *, what: str = "data") -> Units:
+    """The units of some shards, cut as a stage's readers want them."""
     if not urls:
         raise RunError(f"no shards: give the recipe's `{what}` (on the command line: --{what} SHARD ...)")
     shards = open_shards(urls)

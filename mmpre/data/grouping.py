@@ -102,19 +102,21 @@ def _mark_around_gaps(walk: Walk, samples: dict[bytes, Grouped], at: list[Groupe
         near = list(samples.values())
     usual = _usual(samples, near)
     for sample in near:
-        if not sample.incomplete and not usual <= sample.members.keys():
-            sample.incomplete = "a member beside it is missing, and it has fewer than other samples"
+        if not sample.incomplete and (usual is None or not usual <= sample.members.keys()):
+            sample.incomplete = "a member beside it is missing, and it does not have all that other samples have"
 
 
-def _usual(samples: dict[bytes, Grouped], near: list[Grouped]) -> frozenset[bytes]:
-    """The suffixes that samples far from damage mostly have; without such, those of the fullest sample."""
+def _usual(samples: dict[bytes, Grouped], near: list[Grouped]) -> frozenset[bytes] | None:
+    """The suffixes that samples far from damage mostly have; without such, those of the fullest sample if any has
+    fewer, and None if all are alike: then nothing tells who lost a member."""
     beside = {id(sample) for sample in near}
     kinds = Counter(
         frozenset(sample.members) for sample in samples.values() if id(sample) not in beside and not sample.incomplete
     )
     if kinds:
         return kinds.most_common(1)[0][0]
-    return max((frozenset(sample.members) for sample in samples.values()), key=len, default=frozenset())
+    sets = {frozenset(sample.members) for sample in samples.values() if not sample.incomplete}
+    return max(sets, key=lambda one: (len(one), sorted(one))) if len(sets) > 1 else None
 
 
 def _interleaved(at: list[Grouped | None]) -> bool:
@@ -125,6 +127,6 @@ def _interleaved(at: list[Grouped | None]) -> bool:
 def _runs(at: list[Grouped | None]) -> Iterator[Grouped]:
     last = None
     for sample in at:
-        if sample is not None and sample is not last:
+        if sample is not None and sample is not last and not sample.incomplete:
             yield sample
             last = sample

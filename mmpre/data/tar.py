@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
-from mmpre.data.tar_header import BLOCK, Header, next_places, parse, records, resembles
+from mmpre.data.tar_header import ABSURD_SIZE, BLOCK, Header, next_places, parse, records, resembles
 
 _ZERO = bytes(BLOCK)
 _CHUNK = 4 << 20
 _MAX_NAME_BYTES = 1 << 20
 _MAX_PADDING = 1 << 20  # zeros after the end mark; writers fill records up
-_ABSURD_SIZE = 1 << 50
+_USUAL_PADDING = 2 * BLOCK + 20 * BLOCK  # the end mark, and zeros up to a whole record
 _MAX_PROBLEMS = 1000  # kept in words; all are counted
 
 
@@ -179,6 +179,11 @@ class _Walker:
                 break
             at += len(part)
         else:
+            if self.size - place > _USUAL_PADDING:
+                if not self.tail:
+                    self._distrust(place)
+                detail = f"{self.size - place} zero bytes end the tar; more may have stood there"
+                self.walk.lose("zeroed bytes", f"byte {place}", detail)
             return None
         if self.guessed is not None:  # what the search found was an archive inside a lost member, and this is its end
             gone = {id(member) for member in self.walk.members[self.guessed :]}
@@ -202,9 +207,9 @@ class _Walker:
         self.named |= block[156:157] in b"xXgLK" or b"PaxHeader" in block[:100] or b"@LongLink" in block[:100]
         self._forget()
         known = [at for at in next_places(place, block) if self._fits(at)]
-        if known:
-            return min(known)
-        return self._guess(place + BLOCK)
+        if len(known) == 1:
+            return known[0]
+        return self._guess(min(known, default=place + BLOCK))
 
     def _fits(self, place: int) -> bool:
         """Whether a tar may go on or end at a place."""
@@ -251,7 +256,7 @@ class _Walker:
     def _entry(self, place: int, header: Header) -> int | None:
         self.walk.headers += 1
         size = _pax_size(self.pax, header.size) if header.kind not in b"xXgLK" else header.size
-        if size is None or not 0 <= size < _ABSURD_SIZE:
+        if size is None or not 0 <= size < ABSURD_SIZE:
             self.walk.lose("absurd size", header.name, f"the header at byte {place} asks for {size} bytes")
             self._forget()
             return self._guess(place + BLOCK)
@@ -289,6 +294,7 @@ class _Walker:
         data = self.stream.at(begin, size) if size <= _MAX_NAME_BYTES else None
         if kind == b"L" and data is not None:
             self.long = data.rstrip(b"\0")
+            data = self.long or None
         elif kind in b"xX":
             pax = records(data) if data is not None else None
             self.pax = pax or {}

@@ -7,6 +7,7 @@ import re
 from typing import NamedTuple
 
 BLOCK = 512
+ABSURD_SIZE = 1 << 50
 _PAX_KEY = re.compile(
     rb"path|linkpath|size|mtime|atime|ctime|uid|gid|uname|gname|comment|charset|hdrcharset|[A-Za-z]+\.[ -~]+"
 )
@@ -22,6 +23,8 @@ class Header(NamedTuple):
 
 def parse(block: bytes) -> Header | None:
     """A header, or None where the checksum does not fit."""
+    if block[257:262] not in (b"ustar", bytes(5)):  # nothing stands there before POSIX
+        return None
     try:
         if _number(block[148:156]) not in _sums(block):
             return None
@@ -89,7 +92,7 @@ def next_places(place: int, block: bytes) -> set[int]:
             size = _number(one)
         except ValueError:
             continue
-        if 0 <= size < _ABSURD_SIZE:
+        if 0 <= size < ABSURD_SIZE:
             places.add(place + BLOCK + size + -size % BLOCK)
     return places
 
@@ -97,7 +100,7 @@ def next_places(place: int, block: bytes) -> set[int]:
 def records(data: bytes) -> dict[str, bytes] | None:
     """The records of a pax header, or None where it is damaged."""
     found: dict[str, bytes] = {}
-    while data.strip(b"\0"):
+    while data:
         digits, space, _ = data.partition(b" ")
         if not space or not digits.isdigit() or not len(digits) + 3 <= int(digits[:9]) <= len(data):
             return None

@@ -1,0 +1,15 @@
+"""How far a build has come, on a terminal; nothing where there is none."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+Thing = TypeVar("Thing")
+
+
+def bar(things: Iterable[Thing], what: str, *, total: int | None = None) -> Iterator[Thing]:
+    console = Console(file=sys.stderr)
+    yield from track(things, what, total=total, console=console, transient=True, disable=not console.is_terminal)

@@ -1,0 +1,72 @@
+"""`mmpre demo`: UNITER on collages of OpenMoji, from pictures to numbers and a picture of what was learned."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mmpre.evaluate import evaluate
+from mmpre.evaluation.grounding import Grounding
+from mmpre.evaluation.picture import draw
+from mmpre.evaluation.retrieval import PairRetrieval
+from mmpre.plugins import find_data_set
+from mmpre.processes import Processes
+from mmpre.run import RunOptions, load, open_units, resume, train
+
+CREDIT = "Pictures: OpenMoji (openmoji.org), CC-BY-SA-4.0"
+SPLITS = {"test": "concepts seen in training", "test-unseen": "concepts never seen"}
+
+
+def main(out: Path = Path("demo")) -> None:
+    """Build the data, pretrain, evaluate, draw. A demo that was interrupted goes on where it was."""
+    console = Console()
+    data, run = out / "collages", out / "run"
+    if not (data / "card.json").exists():
+        find_data_set("collages").build(data)
+    if (run / "run.json").exists():
+        resume(run)
+    else:
+        numbers = {"data": (str(data / "train"),), "sidecar": str(data / "regions" / "train"),
+                   "valid": (str(data / "valid"),), "valid_sidecar": str(data / "regions" / "valid"),
+                   "tokenizer": str(data / "tokenizer.json")}  # fmt: skip
+        train("uniter", scale="tiny", out=run, options=RunOptions(save_every=1000), **numbers)
+    answers = {
+        split: evaluate(run, data=[str(data / split)], sidecar=str(data / "regions" / split)) for split in SPLITS
+    }
+    for split, answer in answers.items():
+        console.print(table(f"UNITER tiny on {answer['trained']['rows']} held-out collages, {SPLITS[split]}", answer))
+    picture = paint(run, data / "test", data / "regions" / "test", out / "what-it-learned.png")
+    console.print(f"picture of what it learned: {picture}\nrun: {run}")
+
+
+def table(title: str, answer: Mapping[str, Any]) -> Table:
+    """Trained beside untrained, each with its 95 percent interval, and what guessing gives."""
+    shown = Table(title=title, title_justify="left")
+    for column in ("measure", "trained", "untrained", "chance"):
+        shown.add_column(column, justify="left" if column == "measure" else "right")
+    before = {one["name"]: one for one in answer["untrained"]["results"]}
+    for one in answer["trained"]["results"]:
+        chance = "" if one["chance"] is None else f"{one['chance']:.3f}"
+        shown.add_row(one["name"], _interval(one), _interval(before[one["name"]]), chance)
+    for task, values in answer["trained"]["tasks"].items():
+        for name, value in values.items():
+            if name != "loss":
+                shown.add_row(f"{task}: {name}", f"{value:.3f}", f"{answer['untrained']['tasks'][task][name]:.3f}", "")
+    return shown
+
+
+def paint(run: Path, data: Path, sidecar: Path, path: Path) -> Path:
+    """The picture of a run's evaluations on some shards."""
+    opened = load(run)
+    recipe = opened.recipe
+    recipe.module().eval()
+    found = {type(one): one for one in recipe.evaluations}
+    units = open_units(recipe.stages[-1], [str(data)], str(sidecar))
+    title = f"{opened.record['recipe']['name']}, {opened.checkpoint.step} steps, collages it was not trained on"
+    return draw(path, units, found[Grounding], found[PairRetrieval], Processes.start(), title=title, credit=CREDIT)
+
+
+def _interval(one: Mapping[str, Any]) -> str:
+    return f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})"

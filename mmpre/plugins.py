@@ -1,0 +1,149 @@
+"""Finding recipes, modalities and data sets: by entry point, or a recipe by the path of its file.
+
+Only names that the user gave are imported. A file is loaded by its own path alone; its folder does not join the
+import path, so nothing beside it can stand in for a package.
+"""
+
+import difflib
+import hashlib
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+GROUPS = {"recipe": "mmpre.recipes", "modality": "mmpre.modalities", "data set": "mmpre.data_sets",
+          "benchmark": "mmpre.benchmarks"}  # fmt: skip
+
+
+class PluginError(ValueError):
+    """A recipe, modality or data set that cannot be found or used."""
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe's function, its scales, and the file it stands in with that file's digest."""
+
+    name: str
+    function: Callable[..., Any]
+    scales: Mapping[str, Mapping[str, Any]]
+    path: Path | None
+    is_file: bool
+    doc: str
+
+    @property
+    def digest(self) -> str | None:
+        return hashlib.sha256(self.path.read_bytes()).hexdigest() if self.path else None
+
+    def defaults(self, scale: str | None) -> dict[str, Any]:
+        """Every number of the recipe at a scale (None: as the signature says, which is the paper's)."""
+        if scale is not None and scale not in self.scales:
+            raise PluginError(f"recipe {self.name} has no scale {scale!r}{_nearest(scale, self.scales)}")
+        plain = {name: p.default for name, p in inspect.signature(self.function).parameters.items()}
+        missing = [name for name, value in plain.items() if value is inspect.Parameter.empty]
+        if missing:
+            raise PluginError(f"recipe {self.name}: every argument needs a default, {', '.join(missing)} have none")
+        return plain | dict(self.scales[scale] if scale else {})
+
+    def numbers(self, scale: str | None, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """The numbers of a run: a scale's, with changes. Raises PluginError for unknown names, all of them together."""
+        chosen = self.defaults(scale)
+        wrong = [f"{name!r}{_nearest(name, chosen)}" for name in changes if name not in chosen]
+        if wrong:
+            raise PluginError(f"recipe {self.name} has no number {'; no number '.join(wrong)}")
+        return json.loads(json.dumps(chosen | dict(changes)), object_hook=None)
+
+
+def find_recipe(recipe: str | Path | Callable[..., Any], *, name: str | None = None) -> LoadedRecipe:
+    """A recipe by its name, by the path of its file (the function is named like the file, or `name`), or itself."""
+    if callable(recipe):
+        module = sys.modules[recipe.__module__]
+        path = Path(module.__file__) if getattr(module, "__file__", None) else None
+        return LoadedRecipe(recipe.__name__, recipe, getattr(module, "scales", {}), path, False, module.__doc__ or "")
+    if str(recipe).endswith(".py"):
+        path = Path(recipe)
+        module = _load_file(path)
+        return _from_module(module, name or path.stem, path, is_file=True)
+    found = _find("recipe", str(recipe))
+    module = _import(found)
+    return _from_module(module, found.name, Path(module.__file__), is_file=False)
+
+
+def find_data_set(name: str) -> ModuleType:
+    """The module that builds a data set: `build(out, ...)`, `description`, `licence`, `size`."""
+    return _import(_find("data set", name))
+
+
+def find_benchmark(name: str) -> ModuleType:
+    """The module of a benchmark: `run(say, ...)` and `description`."""
+    return _import(_find("benchmark", name))
+
+
+def names(kind: str) -> list[str]:
+    return sorted({point.name for point in entry_points(group=GROUPS[kind])})
+
+
+def survey(kind: str) -> tuple[dict[str, ModuleType], dict[str, str]]:
+    """All plugins of a kind, imported, and the reason for each that is disabled (it failed, or its name is taken)."""
+    good: dict[str, ModuleType] = {}
+    bad: dict[str, str] = {}
+    for point in sorted(entry_points(group=GROUPS[kind]), key=lambda point: (point.name, point.value)):
+        if point.name in good:
+            bad[f"{point.name} ({point.value})"] = f"its name is taken by {good[point.name].__name__}"
+            continue
+        try:
+            good[point.name] = _import(point)
+        except PluginError as e:
+            bad[point.name] = str(e)
+    return good, bad
+
+
+def _find(kind: str, name: str) -> EntryPoint:
+    points = list(entry_points(group=GROUPS[kind], name=name))
+    if not points:
+        known = names(kind)
+        hint = ", or give the path of a .py file" if kind == "recipe" else ""
+        raise PluginError(f"there is no {kind} {name!r}{_nearest(name, known)}{hint}")
+    return sorted(points, key=lambda point: point.value)[0]
+
+
+def _import(point: EntryPoint) -> ModuleType:
+    try:
+        return importlib.import_module(point.value)
+    except Exception as e:
+        raise PluginError(f"plugin {point.name} ({point.value}) cannot be imported: {type(e).__name__}: {e}") from e
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise PluginError(f"there is no recipe file {path}")
+    name = f"mmpre_file_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # workers unpickle its classes by this name
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:
+        del sys.modules[name]
+        raise PluginError(f"recipe file {path} fails when it is loaded: {type(e).__name__}: {e}") from e
+    return module
+
+
+def _from_module(module: ModuleType, name: str, path: Path, *, is_file: bool) -> LoadedRecipe:
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise PluginError(f"{path} must define a function {name}(...) that returns an mmpre.Recipe")
+    return LoadedRecipe(name, function, getattr(module, "scales", {}), path, is_file, module.__doc__ or "")
+
+
+def _nearest(name: str, known) -> str:
+    near = difflib.get_close_matches(name, list(known), 1, cutoff=0.5)
+    told = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{told} It has {', '.join(sorted(known))}" if len(list(known)) <= 8 or not near else told

@@ -1,0 +1,110 @@
+"""How processes end: signals that wait for the step's end, workers that die with the trainer, a watchdog."""
+
+import ctypes
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+
+HANG_EXIT = 75
+_PR_SET_PDEATHSIG = 1
+
+
+class Stopper:
+    """Takes SIGTERM and SIGINT and remembers them; the training loop looks at `stopping` after each step.
+
+    Repeated signals do not interrupt a save; the third SIGINT does.
+    """
+
+    def __init__(self) -> None:
+        self.stopping = False
+        self._interrupts = 0
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "Stopper":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        self.stopping = True
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts >= 3:
+                raise KeyboardInterrupt
+
+
+def worker_init() -> None:
+    """For a loading worker: leave signals to the trainer, and end when it ends, however it ends."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent()
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Have the system send this process a signal when its parent ends (Linux; elsewhere nothing)."""
+    if not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before the call
+        os.kill(os.getpid(), number)
+
+
+class Watchdog:
+    """Ends the process when it gives no sign of life for some seconds, after writing down where every thread stands.
+
+    `phase` is the sign of life. The note goes to `<run>/hang-rank<k>.txt` and stderr; the exit code is 75.
+    """
+
+    def __init__(self, seconds: float, folder: Path, rank: int) -> None:
+        self.seconds, self.path, self.rank = seconds, folder / f"hang-rank{rank}.txt", rank
+        self._last, self._phase, self._ended = time.monotonic(), "start", threading.Event()
+
+    def __enter__(self) -> "Watchdog":
+        if self.seconds > 0:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+
+    def phase(self, name: str, step: int) -> None:
+        self._last, self._phase = time.monotonic(), f"{name}, step {step}"
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(self.seconds / 4, 5.0)):
+            if time.monotonic() - self._last > self.seconds:
+                self._end()
+
+    def _end(self) -> None:
+        note = f"rank {self.rank} gave no sign of life for {self.seconds:g} s in phase: {self._phase}\n"
+        for file in (sys.stderr, self._open()):
+            if file is not None:
+                file.write(note)
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+        _kill_children()
+        os._exit(HANG_EXIT)
+
+    def _open(self):
+        try:
+            return self.path.open("w")
+        except OSError:
+            return None
+
+
+def _kill_children() -> None:
+    import multiprocessing
+
+    for child in multiprocessing.active_children():
+        child.kill()
