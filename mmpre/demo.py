@@ -1,13 +1,10 @@
 """`mmpre demo`: UNITER on collages of OpenMoji, from pictures to numbers and a picture of what was learned."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from mmpre.evaluate import evaluate
+from mmpre.evaluate import evaluate, table
 from mmpre.evaluation.grounding import Grounding
 from mmpre.evaluation.picture import draw
 from mmpre.evaluation.retrieval import PairRetrieval
@@ -41,22 +38,6 @@ def main(out: Path = Path("demo")) -> None:
     console.print(f"picture of what it learned: {picture}\nrun: {run}")
 
 
-def table(title: str, answer: Mapping[str, Any]) -> Table:
-    """Trained beside untrained, each with its 95 percent interval, and what guessing gives."""
-    shown = Table(title=title, title_justify="left")
-    for column in ("measure", "trained", "untrained", "chance"):
-        shown.add_column(column, justify="left" if column == "measure" else "right")
-    before = {one["name"]: one for one in answer["untrained"]["results"]}
-    for one in answer["trained"]["results"]:
-        chance = "" if one["chance"] is None else f"{one['chance']:.3f}"
-        shown.add_row(one["name"], _interval(one), _interval(before[one["name"]]), chance)
-    for task, values in answer["trained"]["tasks"].items():
-        for name, value in values.items():
-            if name != "loss":
-                shown.add_row(f"{task}: {name}", f"{value:.3f}", f"{answer['untrained']['tasks'][task][name]:.3f}", "")
-    return shown
-
-
 def paint(run: Path, data: Path, sidecar: Path, path: Path) -> Path:
     """The picture of a run's evaluations on some shards."""
     opened = load(run)
@@ -66,7 +47,3 @@ def paint(run: Path, data: Path, sidecar: Path, path: Path) -> Path:
     units = open_units(recipe.stages[-1], [str(data)], str(sidecar))
     title = f"{opened.record['recipe']['name']}, {opened.checkpoint.step} steps, collages it was not trained on"
     return draw(path, units, found[Grounding], found[PairRetrieval], Processes.start(), title=title, credit=CREDIT)
-
-
-def _interval(one: Mapping[str, Any]) -> str:
-    return f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})"

@@ -1,15 +1,17 @@
 """`mmpre eval`: what a run has learned, on held-out data, beside the same network untrained."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from rich.table import Table
 
 from mmpre.data.loader import MicroBatches, valid_slots
 from mmpre.evaluation.results import Result
 from mmpre.processes import Processes
 from mmpre.recipe import Recipe
 from mmpre.run import Run, RunError, load, open_units
-from mmpre.train import Context, held_out
+from mmpre.loop import Context, held_out
 
 
 def evaluate(
@@ -53,3 +55,23 @@ def measure_recipe(opened: Run, recipe: Recipe, urls: Sequence[str], sidecar: st
     results: list[Result] = [result for one in recipe.evaluations for result in one.run(units, processes)]
     module.train()
     return answer | {"results": [result.as_json() for result in results]}
+
+
+def table(title: str, answer: Mapping[str, Any]) -> Table:
+    """Trained beside untrained, each with its 95 percent interval, and what guessing gives."""
+    shown = Table(title=title, title_justify="left")
+    for column in ("measure", "trained", "untrained", "chance"):
+        shown.add_column(column, justify="left" if column == "measure" else "right")
+    before = {one["name"]: one for one in answer["untrained"]["results"]}
+    for one in answer["trained"]["results"]:
+        chance = "" if one["chance"] is None else f"{one['chance']:.3f}"
+        shown.add_row(one["name"], _interval(one), _interval(before[one["name"]]), chance)
+    for task, values in answer["trained"]["tasks"].items():
+        for name, value in values.items():
+            if name != "loss":
+                shown.add_row(f"{task}: {name}", f"{value:.3f}", f"{answer['untrained']['tasks'][task][name]:.3f}", "")
+    return shown
+
+
+def _interval(one: Mapping[str, Any]) -> str:
+    return f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})"

@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -56,7 +56,7 @@ class LoadedRecipe:
         wrong = [f"{name!r}{_nearest(name, chosen)}" for name in changes if name not in chosen]
         if wrong:
             raise PluginError(f"recipe {self.name} has no number {'; no number '.join(wrong)}")
-        return json.loads(json.dumps(chosen | dict(changes)), object_hook=None)
+        return json.loads(json.dumps(chosen | dict(changes), default=str))
 
 
 def find_recipe(recipe: str | Path | Callable[..., Any], *, name: str | None = None) -> LoadedRecipe:
@@ -143,7 +143,6 @@ def _from_module(module: ModuleType, name: str, path: Path, *, is_file: bool) ->
     return LoadedRecipe(name, function, getattr(module, "scales", {}), path, is_file, module.__doc__ or "")
 
 
-def _nearest(name: str, known) -> str:
+def _nearest(name: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(name, list(known), 1, cutoff=0.5)
-    told = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{told} It has {', '.join(sorted(known))}" if len(list(known)) <= 8 or not near else told
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(known)) or 'none'}"

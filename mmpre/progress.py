@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from mmpre.train import Step
+from mmpre.loop import Step
 
 PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
 

@@ -39,7 +39,7 @@ from mmpre.progress import Progress
 from mmpre.recipe import Recipe, Stage
 from mmpre.stopping import Stopper, Watchdog, die_with_parent
 from mmpre.strict_json import read as read_json
-from mmpre.train import Context, Step, held_out, steps
+from mmpre.loop import Context, Step, held_out, steps
 
 log = logging.getLogger(__name__)
 FORMAT = 1

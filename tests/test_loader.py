@@ -43,7 +43,7 @@ def data(shards, stage, **changes):
 
 
 def stage(**changes):
-    view = View(picks={"note": RandomTokens("tones", rate=0.3)}, corruption=HideAll())
+    view = View(picks={"note": RandomTokens(role="tones", rate=0.3)}, corruption=HideAll())
     tasks = [Task("a", view, None, ratio=2), Task("b", view, None)]
     numbers = dict(
         tasks=tasks, data=(), steps=20, batch=12, micro_batches=4, optimizer=AdamW(lr=1e-3, schedule=Constant())
@@ -121,7 +121,7 @@ def test_a_broken_sample_keeps_its_slot_as_a_hole_and_moves_no_other_row(shards,
 
 
 def test_an_error_in_a_worker_reaches_the_trainer_with_its_cause(shards):
-    one = stage(tasks=[Task("a", View(picks={"x": RandomTokens("nowhere", rate=0.5)}), None)])
+    one = stage(tasks=[Task("a", View(picks={"x": RandomTokens(role="nowhere", rate=0.5)}), None)])
     with pytest.raises(LoadingError, match="task a: KeyError: 'nowhere'"):
         list(load(data(shards, one), slots(one, 3, 0, 2, 0, 1), 1))
 

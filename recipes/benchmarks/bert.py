@@ -23,8 +23,8 @@ from mmpre.data.units import measure as cut
 from mmpre.processes import Processes
 from mmpre.recipes.benchmarks.harness import measure
 from mmpre.recipes.bert import bert
-from mmpre.train import Context
-from mmpre.train import steps as train_steps
+from mmpre.loop import Context
+from mmpre.loop import steps as train_steps
 
 contenders = ("packed", "padded", "grouped", "full")
 

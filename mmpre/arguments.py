@@ -1,0 +1,65 @@
+"""From a function's signature to the command line: names, types, defaults, and the comment beside each as its help."""
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import tyro
+
+from mmpre.plugins import LoadedRecipe, PluginError
+
+
+def comments(source: str) -> dict[str, str]:
+    """The comment at the end of each `name: type = default,  # comment` line of a signature or a class."""
+    return dict(re.findall(r"^[ \t]*(\w+)[ \t]*:[^#\n]*#[ \t]*(.*\S)", source, flags=re.MULTILINE))
+
+
+def recipe_class(found: LoadedRecipe, scale: str | None, options: type) -> type:
+    """A dataclass of a recipe's numbers at a scale, `out`, and the run's options, for tyro."""
+    told = _source_comments(found.function)
+    out = _helped("the run's folder; by default runs/NAME-SCALE-TIME", str | None)
+    fields: list[tuple] = [("out", out, dataclasses.field(default=None))]
+    hints = {name: p.annotation for name, p in inspect.signature(found.function).parameters.items()}
+    defaults = found.defaults(scale)
+    for name, kind in hints.items():
+        kind = type(defaults[name]) if kind is inspect.Parameter.empty else kind
+        fields.append(
+            (name, _helped(told.get(name, ""), kind), dataclasses.field(default=_tuple(defaults[name])))
+        )
+    run_told = _source_comments(options)
+    for field in dataclasses.fields(options):
+        if field.name in hints or field.name == "out":
+            raise PluginError(f"recipe {found.name}: its number {field.name!r} has the name of an option of every run")
+        kind = _helped(run_told.get(field.name, ""), field.type)
+        fields.append((field.name, kind, dataclasses.field(default=field.default)))
+    return dataclasses.make_dataclass(f"{found.name}_numbers", fields, kw_only=True)
+
+
+def split(asked: Any, options: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What was parsed, as (the recipe's numbers, the run's options)."""
+    values = {field.name: getattr(asked, field.name) for field in dataclasses.fields(asked)}
+    names = {field.name for field in dataclasses.fields(options)}
+    numbers = {name: value for name, value in values.items() if name not in names and name != "out"}
+    return numbers, {name: value for name, value in values.items() if name in names}
+
+
+def changed(numbers: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers that differ from a scale's."""
+    return {name: value for name, value in numbers.items() if value != _tuple(defaults[name])}
+
+
+def _helped(text: str, kind: Any) -> Any:
+    return Annotated[kind, tyro.conf.arg(help=text)] if text else kind
+
+
+def _source_comments(thing: Callable[..., Any] | type) -> dict[str, str]:
+    try:
+        return comments(inspect.getsource(thing))
+    except (OSError, TypeError):
+        return {}
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,271 @@
+"""What each command of the command line does. Heavy imports stand inside the functions."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from mmpre.plugins import PluginError, find_recipe, names, survey
+
+Paths = tyro.conf.Positional[tuple[str, ...]]
+
+
+def list_(rest: list[str]) -> None:
+    def show(json: bool = False) -> None:
+        """Recipes, modalities and data sets that are installed.
+
+        Args:
+            json: Print JSON for programs.
+        """
+        _list(json)
+
+    tyro.cli(show, args=rest, prog="mmpre list")
+
+
+def _list(as_json: bool) -> None:
+    kinds = {"recipes": "recipe", "modalities": "modality", "data sets": "data set"}
+    found: dict[str, Any] = {}
+    for title, kind in kinds.items():
+        good, bad = survey(kind)
+        found[title] = {
+            name: {
+                "about": getattr(module, "description", None) or (module.__doc__ or "").strip().split("\n")[0],
+                **({"scales": sorted(getattr(module, "scales", {}))} if kind == "recipe" else {}),
+                **({"licence": module.licence, "size": module.size} if kind == "data set" else {}),
+            }
+            for name, module in good.items()
+        }
+        if bad:
+            found.setdefault("disabled", {}).update(bad)
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    for title, some in found.items():
+        table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))
+        for name, about in some.items():
+            table.add_row(name, about if isinstance(about, str) else about["about"],
+                          "" if isinstance(about, str) else ", ".join(about.get("scales", [])))  # fmt: skip
+        Console().print(table)
+
+
+def train(rest: list[str]) -> None:
+    from mmpre import arguments
+
+    if not rest or rest[0].startswith("-"):
+        print("usage: mmpre train RECIPE [--scale SCALE] [--out DIR] [--any-number VALUE ...]\n\n"
+              f"RECIPE is one of {', '.join(names('recipe'))}, or the path of a .py file; "
+              "`mmpre train RECIPE --help` lists its numbers.")  # fmt: skip
+        if not rest or rest[0] not in ("-h", "--help"):
+            sys.exit(2)
+        return
+    found = find_recipe(rest[0])
+    scale, flags = _take(rest[1:], "--scale")
+    from mmpre.run import RunOptions
+    from mmpre.run import train as train_run
+
+    kind = arguments.recipe_class(found, scale, RunOptions)
+    scales = ", ".join(found.scales) or "none"
+    about = f"{found.doc.strip()}\n\nScales (--scale): {scales}. Shown are the defaults of {scale or 'the paper'}."
+    asked = tyro.cli(kind, args=flags, prog=f"mmpre train {rest[0]}", description=about)
+    numbers, options = arguments.split(asked, RunOptions)
+    changes = arguments.changed(numbers, found.defaults(scale))
+    recipe = found.path if found.is_file else found.name
+    train_run(recipe, scale=scale, out=asked.out, options=RunOptions(**options), **changes)
+
+
+def resume(rest: list[str]) -> None:
+    def go(
+        run: tyro.conf.Positional[str], data: tuple[str, ...] = (), valid: tuple[str, ...] = (), sidecar: str | None = None,
+        valid_sidecar: str | None = None, workers: int | None = None, threads: int | None = None,
+        save_every: int | None = None, keep: int | None = None, log_every: int | None = None,
+        max_holes: float | None = None, max_skipped: int | None = None, hang_seconds: float | None = None,
+    ) -> None:  # fmt: skip
+        """Go on with a run from its newest valid checkpoint.
+
+        Args:
+            run: The run's folder.
+            data: Where the training shards are now, if they have moved.
+            valid: Where the held-out shards are now.
+            sidecar: Where the training shards' sidecar is now.
+            valid_sidecar: Where the held-out shards' sidecar is now.
+            workers: Loading processes.
+            threads: Of this process's arithmetic.
+            save_every: Steps between checkpoints.
+            keep: Checkpoints kept, beside the best one.
+            log_every: Steps between logged steps.
+            max_holes: Share of unusable samples past which the run stops.
+            max_skipped: Non-finite steps in a row past which the run stops.
+            hang_seconds: Without a sign of life after which the run ends itself.
+        """
+        from mmpre.run import resume as resume_run
+
+        changes = {k: v for k, v in locals().items() if k not in ("run", "resume_run") and v not in (None, ())}
+        resume_run(run, **changes)
+
+    tyro.cli(go, args=rest, prog="mmpre resume")
+
+
+def eval_(rest: list[str]) -> None:
+    def go(
+        run: tyro.conf.Positional[str], data: tuple[str, ...] = (), sidecar: str | None = None, best: bool = False,
+        rows: int = 2048, json: bool = False,
+    ) -> None:  # fmt: skip
+        """What a run learned, on held-out data, beside the same network untrained.
+
+        Args:
+            run: The run's folder.
+            data: Shards to evaluate on; by default the run's held-out ones.
+            sidecar: Sidecar folder of these shards.
+            best: Use the weights with the best held-out loss, not the newest.
+            rows: Rows that the tasks' losses are taken over, at most.
+            json: Print JSON for programs.
+        """
+        from mmpre.evaluate import evaluate, table
+
+        answer = evaluate(run, data=data, sidecar=sidecar, best=best, rows=rows)
+        if json:
+            print(_json(answer))
+            return
+        from rich.console import Console
+
+        Console().print(table(f"{answer['recipe']}, step {answer['step']}, {answer['trained']['rows']} rows", answer))
+
+    tyro.cli(go, args=rest, prog="mmpre eval")
+
+
+def demo(rest: list[str]) -> None:
+    def go(out: Path = Path("demo")) -> None:
+        """UNITER on collages of OpenMoji: build the data, pretrain, evaluate, draw what it learned.
+
+        Args:
+            out: Folder for the data, the run and the picture.
+        """
+        from mmpre.demo import main
+
+        main(out)
+
+    tyro.cli(go, args=rest, prog="mmpre demo")
+
+
+def bench(rest: list[str]) -> None:
+    def go(which: Paths = (), json: bool = False, repeats: int = 3) -> None:
+        """Speed, side by side with what people use today, on this machine.
+
+        Args:
+            which: Benchmarks to run; by default all of them.
+            json: Print JSON for programs.
+            repeats: Turns of each contender.
+        """
+        from mmpre.benchmark import run
+
+        run(which or tuple(names("benchmark")), as_json=json, repeats=repeats)
+
+    tyro.cli(go, args=rest, prog="mmpre bench")
+
+
+def build(rest: list[str]) -> None:
+    if not rest or rest[0].startswith("-"):
+        print(f"usage: mmpre data build NAME --out DIR ...\n\nNAME is one of {', '.join(names('data set'))}.")
+        if not rest or rest[0] not in ("-h", "--help"):
+            sys.exit(2)
+        return
+    from mmpre.plugins import find_data_set
+
+    module = find_data_set(rest[0])
+    prog = f"mmpre data build {rest[0]}"
+    print(tyro.cli(module.build, args=rest[1:], prog=prog, description=module.__doc__))
+
+
+def pack(rest: list[str]) -> None:
+    from mmpre.data.pack import pack_files
+
+    tyro.cli(pack_files, args=rest, prog="mmpre data pack")
+
+
+def index(rest: list[str]) -> None:
+    def go(shards: Paths, json: bool = False) -> None:
+        """Read shards once, keep their index beside them, and say what is wrong with them.
+
+        Args:
+            shards: Paths, folders, globs, or patterns such as a-{000..009}.tar.
+            json: Print JSON for programs.
+        """
+        from mmpre.data.index import open_shards
+
+        opened = open_shards(list(shards))
+        told = {"shards": len(opened.indexes), "samples": len(opened), "fingerprint": opened.fingerprint,
+                "problems": opened.problems()}  # fmt: skip
+        if json:
+            print(_json(told))
+            return
+        print(f"{told['samples']} samples in {told['shards']} shards, fingerprint {told['fingerprint'][:16]}")
+        for shard, causes in told["problems"].items():
+            print(f"  {shard}: " + ", ".join(f"{cause} {count}" for cause, count in causes.items()))
+
+    tyro.cli(go, args=rest, prog="mmpre data index")
+
+
+def inspect(rest: list[str]) -> None:
+    def go(shards: Paths, samples: int = 3, json: bool = False) -> None:
+        """What is in some shards: counts, members, sizes, and the first samples.
+
+        Args:
+            shards: Paths, folders, globs, or patterns such as a-{000..009}.tar.
+            samples: How many samples to show.
+            json: Print JSON for programs.
+        """
+        from mmpre.data.inspection import inspect_shards, show
+
+        told = inspect_shards(list(shards), samples)
+        print(_json(told)) if json else show(told)
+
+    tyro.cli(go, args=rest, prog="mmpre data inspect")
+
+
+def tokenizer(rest: list[str]) -> None:
+    def go(
+        shards: Paths, out: Path, kind: Annotated[str, tyro.conf.arg(help="wordpiece, bpe or unigram")] = "wordpiece",
+        vocab: int = 16_000, suffix: str = "txt", lowercase: bool = True,
+    ) -> None:  # fmt: skip
+        """Train a tokenizer on the texts of some shards.
+
+        Args:
+            shards: Paths, folders, globs, or patterns.
+            out: The tokenizer.json to write.
+            vocab: Number of pieces at most.
+            suffix: The members that hold the texts.
+            lowercase: Make all texts lower case.
+        """
+        from mmpre.data.tokenizer import train_tokenizer
+
+        print(train_tokenizer(list(shards), out, kind=kind, vocab=vocab, suffix=suffix, lowercase=lowercase))
+
+    tyro.cli(go, args=rest, prog="mmpre data tokenizer")
+
+
+def _take(words: list[str], flag: str) -> tuple[str | None, list[str]]:
+    """Take `flag VALUE` or `flag=VALUE` out of the words."""
+    for i, word in enumerate(words):
+        if word == flag:
+            if i + 1 == len(words):
+                raise PluginError(f"{flag} needs a value")
+            return words[i + 1], words[:i] + words[i + 2 :]
+        if word.startswith(f"{flag}="):
+            return word.split("=", 1)[1], words[:i] + words[i + 1 :]
+    return None, words
+
+
+def _json(told: Any) -> str:
+    return json.dumps(told, indent=2, default=lambda one: dataclasses.asdict(one))
+
+
+Command = Callable[[list[str]], int | None]
+TOP: dict[str, Command] = {"list": list_, "train": train, "resume": resume, "eval": eval_, "demo": demo, "bench": bench}
+DATA: dict[str, Command] = {"build": build, "pack": pack, "index": index, "inspect": inspect, "tokenizer": tokenizer}
