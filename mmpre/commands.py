@@ -82,10 +82,11 @@ def train(rest: list[str]) -> None:
 
 def resume(rest: list[str]) -> None:
     def go(
-        run: tyro.conf.Positional[str], data: tuple[str, ...] = (), valid: tuple[str, ...] = (), sidecar: str | None = None,
-        valid_sidecar: str | None = None, workers: int | None = None, threads: int | None = None,
-        save_every: int | None = None, keep: int | None = None, log_every: int | None = None,
-        max_holes: float | None = None, max_skipped: int | None = None, hang_seconds: float | None = None,
+        run: tyro.conf.Positional[str], data: tuple[str, ...] = (), valid: tuple[str, ...] = (),
+        sidecar: str | None = None, valid_sidecar: str | None = None, workers: int | None = None,
+        threads: int | None = None, save_every: int | None = None, keep: int | None = None,
+        log_every: int | None = None, max_holes: float | None = None, max_skipped: int | None = None,
+        hang_seconds: float | None = None,
     ) -> None:  # fmt: skip
         """Go on with a run from its newest valid checkpoint.
 

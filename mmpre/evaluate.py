@@ -8,10 +8,10 @@ from rich.table import Table
 
 from mmpre.data.loader import MicroBatches, valid_slots
 from mmpre.evaluation.results import Result
+from mmpre.loop import Context, held_out
 from mmpre.processes import Processes
 from mmpre.recipe import Recipe
 from mmpre.run import Run, RunError, load, open_units
-from mmpre.loop import Context, held_out
 
 
 def evaluate(

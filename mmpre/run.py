@@ -32,6 +32,7 @@ from mmpre.data.shards import ShardReader, Sidecar
 from mmpre.data.units import TooFewSamplesError, Units, describe, measure
 from mmpre.draw import hashed
 from mmpre.lock import RunLock
+from mmpre.loop import Context, Step, held_out, steps
 from mmpre.metrics import MetricsWriter
 from mmpre.plugins import LoadedRecipe, find_recipe
 from mmpre.processes import Processes
@@ -39,7 +40,6 @@ from mmpre.progress import Progress
 from mmpre.recipe import Recipe, Stage
 from mmpre.stopping import Stopper, Watchdog, die_with_parent
 from mmpre.strict_json import read as read_json
-from mmpre.loop import Context, Step, held_out, steps
 
 log = logging.getLogger(__name__)
 FORMAT = 1

@@ -43,6 +43,10 @@ class Vocabulary(Protocol):
         """Ids of the pieces, and for each piece the number of its word."""
         ...
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """For each piece, which characters of the text it stands for (first, last + 1)."""
+        ...
+
 
 class Bytes:
     """UTF-8 bytes; a word is what follows white space, with the space before it. Needs no file."""
@@ -55,6 +59,9 @@ class Bytes:
         starts_W = space_W.clone()
         starts_W[1:] &= ~space_W[:-1]
         return ids_W.int(), starts_W.cumsum(0, dtype=torch.int32)
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        return [(i, i + 1) for i, c in enumerate(text) for _ in c.encode()]
 
 
 class Pieces:
@@ -80,6 +87,9 @@ class Pieces:
         made = self.backend.encode(text, add_special_tokens=False)
         words = [-1 if word is None else word for word in made.word_ids]
         return torch.tensor(made.ids, dtype=torch.int32), torch.tensor(words, dtype=torch.int32)
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        return self.backend.encode(text, add_special_tokens=False).offsets
 
     def __reduce__(self) -> tuple[type, tuple]:
         return Pieces, (self.source, self.name, self.specials)
@@ -168,6 +178,12 @@ class TextReader:
         special_N = torch.full((length,), -1)
         special_N[0], special_N[-1] = CLS, SEP
         return Tokens.of_row(special_N, ids=ids_N, word=word_N, position=torch.arange(length))
+
+    def spans(self, sample: Sample) -> list[tuple[int, int]]:
+        """For each token of a sample's row, which characters of its text it stands for; (0, 0) for CLS and SEP."""
+        spans, (ids_W, word_W) = self.vocabulary.spans(sample.text(self.suffixes)), self._pieces(sample)
+        start, end = self._bounds(word_W)[sample.window] if self.windowed else (0, self._kept(ids_W))
+        return [(0, 0), *spans[start:end], (0, 0)]
 
     def replacement(self, mask: float = 0.8, random: float = 0.1) -> BertReplace:
         """BERT's corruption with this vocabulary's mask and its range of ordinary ids."""

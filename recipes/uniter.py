@@ -12,6 +12,8 @@ Run      mmpre train uniter --scale tiny --data "collages/*.tar"
 """
 
 from mmpre.encoder import bert_encoder
+from mmpre.evaluation.grounding import Grounding
+from mmpre.evaluation.retrieval import PairRetrieval
 from mmpre.heads.matching import Matching
 from mmpre.heads.region import ClassScores, RegionClassKL, RegionFeature
 from mmpre.heads.vocabulary import Vocabulary
@@ -83,12 +85,14 @@ def uniter(
         optimizer=AdamW(lr=lr, betas=(0.9, 0.98), eps=1e-6, weight_decay=decay, schedule=schedule),
         valid_every=valid_every,
     )  # fmt: skip
-    return Recipe([stage], net)
+    itm = tasks[0].objective
+    retrieval = PairRetrieval(lambda batch: match.head(itm.states(match, batch)).diff(dim=1)[:, 0], net.readers)
+    return Recipe([stage], net, evaluations=[retrieval, Grounding(net, net.readers)])
 
 
 scales = {
     "tiny": dict(
-        width=96, depth=3, heads=4, regions=8, features=1280, classes=112, batch=32, micro_batches=1, steps=3_000,
+        width=96, depth=3, heads=4, regions=8, features=1280, classes=23, batch=32, micro_batches=1, steps=3_000,
         warmup=200, lr=1e-3, dropout=0.0, valid_every=500,
     ),
     "base": {},

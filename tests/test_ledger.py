@@ -120,5 +120,5 @@ def test_a_full_disk_does_not_end_the_run_here(tmp_path, caplog):
 
 
 def test_a_limit_that_is_no_share_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"got 5; 5 percent is 0.05"):
-        Ledger(tmp_path / "x", limit=5)
+    with pytest.raises(ValueError, match=r"got 5.0; 5 percent is 0.05"):
+        Ledger(tmp_path / "x", limit=5.0)

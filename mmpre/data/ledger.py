@@ -148,7 +148,7 @@ class Ledger:
 
 def _step(line: bytes) -> float:
     try:
-        return json.loads(line)["step"] if line.endswith(b"\n") else float("inf")
+        return float(json.loads(line)["step"]) if line.endswith(b"\n") else float("inf")
     except (ValueError, KeyError, TypeError):
         return float("inf")
 

@@ -68,6 +68,12 @@ class OnePass(nn.Module):
         )
 
 
+    def states(self, readout: Readout, batch: Batch) -> Float[Tensor, "M D"]:
+        """The states at one readout's places."""
+        places_M = readout.places(batch)
+        return self.net(batch) if places_M is None else self.net(batch, at=places_M)
+
+
 class Predict(nn.Module):
     """Predict what the tokens of a pick were, from the states at their places (masked prediction).
 

@@ -20,11 +20,11 @@ from mmpre.data.loader import MicroBatches, load, slots
 from mmpre.data.shards import ShardReader
 from mmpre.data.units import Units
 from mmpre.data.units import measure as cut
+from mmpre.loop import Context
+from mmpre.loop import steps as train_steps
 from mmpre.processes import Processes
 from mmpre.recipes.benchmarks.harness import measure
 from mmpre.recipes.bert import bert
-from mmpre.loop import Context
-from mmpre.loop import steps as train_steps
 
 contenders = ("packed", "padded", "grouped", "full")
 
