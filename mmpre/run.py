@@ -26,7 +26,7 @@ from torch import nn
 from mmpre import checkpoint
 from mmpre.data.index import open_shards
 from mmpre.data.ledger import Ledger
-from mmpre.data.loader import MicroBatches, check_world, slots, valid_slots
+from mmpre.data.loader import MicroBatch, MicroBatches, check_world, slots, valid_slots
 from mmpre.data.loader import load as load_batches
 from mmpre.data.shards import ShardReader, Sidecar
 from mmpre.data.units import TooFewSamplesError, Units, describe, measure
@@ -321,7 +321,14 @@ class _Leg:
                 self.optimizer, self.module, saved.tensors["optimizer"], saved.state["optimizer"]
             )
         batches = self._batches(first)
+        try:
+            return self._train(first, batches)
+        finally:
+            batches.close()
+
+    def _train(self, first: int, batches: Iterator[MicroBatch]) -> bool:
         options, step = self.options, first
+        self.runner.ledger.begin(self.number, self.units.shards.shares())
         done: Iterator[Step] = steps(
             self.stage, self.module, self.optimizer, batches, self.context, first=first, last=self.stage.steps,
             max_skipped=options.max_skipped, skipped_in_a_row=self.runner.skipped_in_a_row,
@@ -386,8 +393,11 @@ class _Leg:
         holes = (
             [hole for some in self.processes.gather(list(one.holes)) for hole in some] if one.counts["holes"] else []
         )
-        self.runner.ledger.add(holes, seen=one.counts["rows"] + one.counts["holes"], step=self.before + one.step,
-                               write=self.metrics is not None)  # fmt: skip
+        modalities = self.tasks[one.task].view.roles or tuple(self.tasks[one.task].objective.readers)
+        self.runner.ledger.add(
+            holes, seen=one.counts["rows"] + one.counts["holes"], step=self.before + one.step,
+            write=self.metrics is not None, modalities=modalities,
+        )  # fmt: skip
         self.runner.ledger.check()
         if self.metrics and (one.skipped or one.step % self.options.log_every == 0):
             line = {"step": self.before + one.step, "task": one.task, "loss": one.loss, **one.values, "norm": one.norm,

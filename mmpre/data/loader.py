@@ -179,7 +179,12 @@ def load(
         data, sampler=_Slots(order), batch_size=None, collate_fn=_as_it_is, num_workers=workers, prefetch_factor=4,
         worker_init_fn=_start_worker, pin_memory=pin,
     )  # fmt: skip
-    yield from loader
+    prefetched = iter(loader)
+    try:
+        yield from prefetched
+    finally:  # workers ignore SIGTERM, so torch's own way to end them would wait for them in vain
+        for worker in prefetched._workers:
+            worker.kill()
 
 
 class _Slots(torch.utils.data.Sampler):
