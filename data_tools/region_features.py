@@ -9,7 +9,7 @@ smoothed by the classes of the concepts that look alike.
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ CROP_PX = 80  # 64 tells kinds apart less well, 96 takes twice the time and adds
 PASS = 16  # collages whose crops go through the network at once
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NEIGHBOURS, SMOOTHING = 5, 0.3
+# values that hardly vary in training are not blown up, and what training never showed stays within bounds
+FLAT, RARE = 0.01, 12.0
 
 
 @dataclass(frozen=True)
@@ -48,19 +50,23 @@ class Picture:
 def build(out: Path, *, classes: Sequence[str]) -> Path:
     """Add `regions/SPLIT/` to a folder of collages: a shard for each of theirs, with the same keys in the same order.
 
-    Member `regions.safetensors`: features [R, 1280] float16; boxes [R, 7] float32, x1, y1, x2, y2, width, height, area
-    as shares of the picture's; soft [R, C] float32. Training collages alone say which concepts look alike.
+    Member `regions.safetensors`: features [R, 1280] float16, standardised; boxes [R, 7] float32, x1, y1, x2, y2, width,
+    height, area as shares of the picture's; soft [R, C] float32. Training collages alone say how features are scaled
+    (kept in `regions/scale.safetensors`) and which concepts look alike.
     """
     splits = [folder for folder in sorted(out.iterdir()) if any(folder.glob("*.tar"))]
     splits.sort(key=lambda folder: folder.name != "train")
     if not splits or splits[0].name != "train":
         raise ValueError(f"region features: wanted the folder of a built data set with train/*.tar, got {out}")
-    net, look_alikes = load_network(), None
+    net, scale, look_alikes = load_network(), None, None
     for split in splits:
         shards = open_shards(split)
         pictures = read_pictures(net, shards, split.name)
+        scale = scale or Scale.fit(pictures)
+        pictures = [replace(picture, features_RE=scale(picture.features_RE)) for picture in pictures]
         look_alikes = look_alikes or LookAlikes.fit(pictures, len(classes))
         write_sidecar(out / "regions" / split.name, shards, pictures, look_alikes)
+    safetensors.torch.save_file({"mean": scale.mean_E, "std": scale.std_E}, out / "regions" / "scale.safetensors")
     return out / "regions"
 
 
@@ -100,6 +106,25 @@ def normalised(boxes: Sequence[Sequence[int]], width: int, height: int) -> Float
     """Boxes in pixels as UNITER's seven shares: x1, y1, x2, y2, width, height, area."""
     x1, y1, x2, y2 = (torch.tensor(boxes, dtype=torch.float64) / torch.tensor([width, height, width, height])).T
     return torch.stack([x1, y1, x2, y2, x2 - x1, y2 - y1, (x2 - x1) * (y2 - y1)], dim=1).float()
+
+
+class Scale:
+    """Standardises features, value by value, by their mean and deviation over the training regions.
+
+    The network's features are not negative and share a large mean, beside which a small model is slow to see what tells
+    two regions apart.
+    """
+
+    def __init__(self, mean_E: Float32[Tensor, "E"], std_E: Float32[Tensor, "E"]) -> None:
+        self.mean_E, self.std_E = mean_E, std_E
+
+    @classmethod
+    def fit(cls, pictures: Sequence[Picture]) -> "Scale":
+        features_NE = torch.cat([picture.features_RE for picture in pictures]).float()
+        return cls(features_NE.mean(0), features_NE.std(0).clamp(min=FLAT))
+
+    def __call__(self, features_RE: Float16[Tensor, "R E"]) -> Float16[Tensor, "R E"]:
+        return ((features_RE.float() - self.mean_E) / self.std_E).clamp(-RARE, RARE).half()
 
 
 class LookAlikes:

@@ -71,7 +71,9 @@ class Scene:
         return {"width": self.image.width, "height": self.image.height, "regions": [r.truth() for r in self.regions]}
 
 
-def make_scene(concepts: Sequence[Concept], labels: Sequence[int], side_px: int, chance: Chance) -> Scene:
+def make_scene(
+    concepts: Sequence[Concept], labels: Sequence[int], side_px: int, chance: Chance, *, relations: float = 0.0
+) -> Scene:
     """Place the concepts' pictures on a light ground, at random places and sizes, none over another; and say so."""
     image = Image.new("RGB", (side_px, side_px), GROUNDS[chance.below(len(GROUNDS))])
     regions = []
@@ -80,7 +82,7 @@ def make_scene(concepts: Sequence[Concept], labels: Sequence[int], side_px: int,
         picture = concept.image.resize((x2 - x1, y2 - y1), Image.Resampling.LANCZOS)
         image.paste(picture, (x1, y1), picture)
         regions.append(Region(concept, label, box))
-    caption, spans = describe(regions, side_px, chance)
+    caption, spans = describe(regions, side_px, chance, relations=relations)
     spanned = [Region(r.concept, r.label, r.box, span) for r, span in zip(regions, spans, strict=True)]
     return Scene(image, caption, spanned)
 
@@ -109,24 +111,25 @@ def _apart(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
     return a[2] + GAP_PX <= b[0] or b[2] + GAP_PX <= a[0] or a[3] + GAP_PX <= b[1] or b[3] + GAP_PX <= a[1]
 
 
-def describe(regions: Sequence[Region], side_px: int, chance: Chance) -> tuple[str, list[tuple[int, int]]]:
+def describe(
+    regions: Sequence[Region], side_px: int, chance: Chance, *, relations: float
+) -> tuple[str, list[tuple[int, int]]]:
     """A caption that names every region once, and each name's span in it, in the order of the regions.
 
-    Three forms: from each thing to the next, from the first to all others, and where each stands in the picture.
+    A share of `relations` of the captions also says what is where, in one of three forms: from each thing to the next,
+    from the first to all others, or where in the picture. The rest are plain lists.
     """
     order = chance.several(len(regions), of=len(regions))
-    form, first, last = chance.below(3), regions[order[0]], len(order) - 1
+    form = chance.below(3) if chance.between(0, 1) < relations else None
     text, spans = "", [(0, 0)] * len(regions)
     for place, index in enumerate(order):
         region = regions[index]
-        joint = " and " if place == last else ", "
+        joint = " and " if place == len(order) - 1 else ", "
         if place and form == 0:
-            text += f" {relation(regions[order[place - 1]], region)} "
+            joint = f" {relation(regions[order[place - 1]], region)} "
         elif place and form == 1:
-            text += f"{joint if place > 1 else ' '}{relation(first, region)} "
-        elif place:
-            text += joint
-        text += article(region.concept.name)
+            joint = f"{joint if place > 1 else ' '}{relation(regions[order[0]], region)} "
+        text += joint if place else ""
         spans[index] = (len(text), len(text) + len(region.concept.name))
         text += region.concept.name
         if form == 2:
@@ -147,9 +150,3 @@ def whereabouts(region: Region, side_px: int) -> str:
     column, row = (min(2, int(3 * value / side_px)) for value in region.centre)
     words = [word for word in (("top", "", "bottom")[row], ("left", "", "right")[column]) if word]
     return f"at the {' '.join(words)}" if words else "in the middle"
-
-
-def article(name: str) -> str:
-    if name.endswith("s") and not name.endswith(("ss", "us")):
-        return "some "
-    return "an " if name[0] in "aeiou" else "a "
