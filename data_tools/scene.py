@@ -1,4 +1,4 @@
-"""One collage: which concepts, where, and a caption that says so. A function of the seed, the split and the number."""
+"""One collage: which concepts, where, and a caption of it. A function of the seed, the split and the number."""
 
 import hashlib
 import io

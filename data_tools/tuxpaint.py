@@ -29,10 +29,10 @@ LEFT_OUT = ("symbols", "people")
 
 def build(out: Path, *, source: Path | None = None, concepts: int = 200, unseen: int = 40, pictures: int = 3,
           train: int = 6_000, valid: int = 200, test: int = 200, size_px: int = 192, seed: int = 0,
-          features: bool = True) -> Path:  # fmt: skip
+          relations: float = 0.0, features: bool = True) -> Path:  # fmt: skip
     """Write the same shards as `collages.build`, of Tux Paint's stamps; groups are the package's top folders."""
     plan = collages.Plan(concepts=concepts, unseen=unseen, pictures=pictures, train=train, valid=valid, test=test,
-                         size_px=size_px, seed=seed)  # fmt: skip
+                         size_px=size_px, seed=seed, relations=relations)  # fmt: skip
     with whole_folder(out) as aside:
         facts = collages.compose(aside, stamps(source=source), plan, features=features)
         write_card(aside, name="tuxpaint", licence=licence, package="tuxpaint-stamps-default", **facts)

@@ -1,8 +1,8 @@
 """mmpre: pretrain an encoder on unlabelled data of any modality.
 
-    import mmpre
-    run = mmpre.train("uniter", scale="tiny", data=("shards/train",), sidecar="shards/regions/train")
-    network = mmpre.load(run).recipe.network
+import mmpre
+run = mmpre.train("uniter", scale="tiny", data=("shards/train",), sidecar="shards/regions/train")
+network = mmpre.load(run).recipe.network
 """
 
 from importlib import import_module

@@ -25,9 +25,7 @@ def recipe_class(found: LoadedRecipe, scale: str | None, options: type) -> type:
     defaults = found.defaults(scale)
     for name, kind in hints.items():
         kind = type(defaults[name]) if kind is inspect.Parameter.empty else kind
-        fields.append(
-            (name, _helped(told.get(name, ""), kind), dataclasses.field(default=_tuple(defaults[name])))
-        )
+        fields.append((name, _helped(told.get(name, ""), kind), dataclasses.field(default=_tuple(defaults[name]))))
     run_told = _source_comments(options)
     for field in dataclasses.fields(options):
         if field.name in hints or field.name == "out":

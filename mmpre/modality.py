@@ -35,8 +35,6 @@ class Modality(Protocol):
         """The clean front end; quantizers and targets read it too."""
         ...
 
-    def embed(
-        self, f_NE: Float[Tensor, "N E"], tokens: Tokens, replaced_N: Bool[Tensor, "N"]
-    ) -> Float[Tensor, "N D"]:
+    def embed(self, f_NE: Float[Tensor, "N E"], tokens: Tokens, replaced_N: Bool[Tensor, "N"]) -> Float[Tensor, "N D"]:
         """Vectors for the encoder; a replaced token must not show what it replaces."""
         ...

@@ -70,13 +70,26 @@ def test_no_set_of_concepts_stands_in_two_splits_and_unseen_ones_only_in_theirs(
     assert not names["test-unseen"] & (names["train"] | names["valid"] | names["test"])
 
 
-def test_captions_name_every_region_and_say_what_is_true(built):
+def test_captions_list_every_region_in_an_order_of_their_own(built):
+    orders = set()
     for _, caption, truth in read(built / "train"):
+        named = sorted(truth["regions"], key=lambda region: region["span"])
+        assert "{}, {} and {}".format(*(region["name"] for region in named)) == caption
+        assert all(caption[slice(*region["span"])] == region["name"] for region in named)
+        orders.add(tuple(truth["regions"].index(region) for region in named))
+    assert len(orders) == 6
+
+
+def test_captions_with_relations_say_what_is_true(tmp_path):
+    collages.build(tmp_path / "set", features=False, **SMALL | {"relations": 1.0})
+    captions = [caption for _, caption, _ in read(tmp_path / "set" / "train")]
+    assert sum(" at the " in caption or " in the middle" in caption for caption in captions) in range(10, 31)
+    for _, caption, truth in read(tmp_path / "set" / "train"):
         named = sorted(truth["regions"], key=lambda region: region["span"])
         assert all(caption[slice(*region["span"])] == region["name"] for region in named)
         ends = [0] + [region["span"][1] for region in named]
         between = [caption[end : region["span"][0]].strip(" ,") for end, region in zip(ends, named, strict=False)]
-        said = [words.removeprefix("and ").rpartition(" ")[0] for words in between[1:]]
+        said = [words.removeprefix("and ") for words in between[1:]]
         if " at the " in caption or " in the middle" in caption:
             continue
         # either each stands so to the next, or the first to all others
@@ -113,7 +126,7 @@ def test_boxes_are_exact_and_apart():
 def test_any_number_of_pictures_finds_room_and_words(pictures):
     stock = [concept.trimmed() for concept in shapes()]
     for number in range(10):
-        scene = make_scene(stock[:pictures], [1] * pictures, 128, Chance(0, "x", number))
+        scene = make_scene(stock[:pictures], [1] * pictures, 128, Chance(0, "x", number), relations=0.7)
         spans = sorted(region.span for region in scene.regions)
         assert len({scene.caption[a:b] for a, b in spans}) == pictures
         assert "  " not in scene.caption and not scene.caption.endswith((" ", ","))
@@ -130,11 +143,12 @@ def test_words_for_places():
     assert whereabouts(region(50, 50), 100) == "in the middle"
     assert whereabouts(region(90, 90), 100) == "at the bottom right"
     assert whereabouts(region(50, 10), 100) == "at the top"
-    texts = {describe([region(10, 10), region(50, 12)], 100, Chance(i))[0] for i in range(40)}
-    assert texts == {
-        "a thing0a left of a thing0a", "a thing0a right of a thing0a",
-        "a thing0a at the top left and a thing0a at the top", "a thing0a at the top and a thing0a at the top left",
+    two = [region(10, 10), region(50, 12)]
+    assert {describe(two, 100, Chance(i), relations=1)[0] for i in range(40)} == {
+        "thing0a left of thing0a", "thing0a right of thing0a",
+        "thing0a at the top left and thing0a at the top", "thing0a at the top and thing0a at the top left",
     }  # fmt: skip
+    assert {describe(two, 100, Chance(i), relations=0)[0] for i in range(40)} == {"thing0a and thing0a"}
 
 
 def test_a_second_build_in_another_process_gives_the_same_bytes(built, tmp_path):
@@ -174,7 +188,7 @@ def test_the_tokenizer_knows_the_words_of_training_and_spells_others(built):
     words = set()
     for _, caption, _ in read(built / "train"):
         words |= set(tokenizer.encode(caption).tokens)
-    assert not any(word.startswith("##") for word in words) and {"left", "of", "a"} <= words
+    assert not any(word.startswith("##") for word in words) and {"and", ",", "[SEP]"} <= words
     for _, caption, _ in read(built / "valid"):
         made = tokenizer.encode(caption)
         assert tokenizer.decode(made.ids) == caption.replace("-", " - ")
@@ -245,6 +259,8 @@ def test_what_cannot_be_built_is_refused(tmp_path):
         collages.Plan(concepts=10, unseen=2, pictures=3)
     with pytest.raises(ValueError, match=r"size_px must be at least 64 .* got size_px 10"):
         collages.Plan(size_px=10)
+    with pytest.raises(ValueError, match=r"relations is a share, 0 to 1, got 50"):
+        collages.Plan(relations=50)
     plan = collages.Plan(concepts=4, unseen=0, pictures=3, train=5, valid=5, test=5)
     with pytest.raises(ValueError, match=r"no further set of 3 of 4 concepts for .* ask for more concepts"):
         collages.compose(tmp_path / "few", shapes(), plan, features=False)

@@ -1,7 +1,8 @@
 """Train a tokenizer on the texts of shards, by the tokenizers library."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -19,7 +20,9 @@ def train_tokenizer(
     shards: Sequence[str | Path], out: Path, *, kind: str = "wordpiece", vocab: int = 16_000, suffix: str = "txt",
     lowercase: bool = True,
 ) -> Path:  # fmt: skip
-    """Write a tokenizer.json trained on all texts of some shards; the same texts give the same file.
+    """Write a tokenizer.json trained on all texts of some shards.
+
+    The same texts give the same file, but for the last digits of Unigram's scores, which the library does not repeat.
 
     Samples without a readable text are passed over. Raises ValueError where no text is left, or for an unknown kind.
     """
@@ -27,11 +30,15 @@ def train_tokenizer(
         raise ValueError(f"tokenizer: kind must be one of {', '.join(KINDS)}, got {kind!r}")
     if vocab <= len(SPECIALS):
         raise ValueError(f"tokenizer: vocab must be more than the {len(SPECIALS)} special tokens, got {vocab}")
-    made, trainer = _make(kind, vocab)
-    steps = [normalizers.NFC(), *([normalizers.Lowercase()] if lowercase else [])]
-    made.normalizer = normalizers.Sequence(steps)
+    normalizer = normalizers.Sequence([normalizers.NFC(), *([normalizers.Lowercase()] if lowercase else [])])
     counted = [0]
-    made.train_from_iterator(_texts(shards, suffix, counted), trainer)
+    texts = _texts(shards, suffix, counted)
+    if kind == "wordpiece":
+        made = _wordpiece(texts, vocab, normalizer)
+    else:
+        made, trainer = _make(kind, vocab)
+        made.normalizer = normalizer
+        made.train_from_iterator(texts, trainer)
     if not counted[0]:
         raise ValueError(
             f"tokenizer: no sample of {', '.join(map(str, shards))} has a readable .{suffix}; name --suffix"
@@ -43,11 +50,34 @@ def train_tokenizer(
     return out
 
 
+def _wordpiece(texts: Iterable[str], vocab: int, normalizer: normalizers.Normalizer) -> tokenizers.Tokenizer:
+    """Word pieces from byte-pair merges within words: the commonest pieces at the start of words and inside them.
+
+    The library's own trainer numbers its pieces otherwise in every process.
+    """
+    splitter = pre_tokenizers.BertPreTokenizer()
+    words: Counter[str] = Counter()
+    for text in texts:
+        words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    merged = tokenizers.Tokenizer(models.BPE(unk_token="[UNK]"))
+    trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=["[UNK]"], show_progress=False)
+    # each word as often as it counts would be slow; its logarithm keeps the order of the common merges
+    merged.train_from_iterator((word for word in sorted(words) for _ in range(words[word].bit_length())), trainer)
+    pieces: Counter[str] = Counter()
+    for word in sorted(words):
+        for place, piece in enumerate(merged.encode(word).tokens):
+            pieces[piece if place == 0 else f"##{piece}"] += words[word]
+    letters = sorted({c for word in words for c in word})
+    spelled = [*letters, *(f"##{c}" for c in letters)]  # so that every word seen can be spelled
+    common = sorted(pieces, key=lambda piece: (-pieces[piece], piece))
+    chosen = list(dict.fromkeys([*SPECIALS, *spelled, *common]))[: max(vocab, len(SPECIALS) + len(spelled))]
+    made = tokenizers.Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(chosen)}, unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer, made.decoder = normalizer, splitter, decoders.WordPiece()
+    made.add_special_tokens(SPECIALS)
+    return made
+
+
 def _make(kind: str, vocab: int) -> tuple[tokenizers.Tokenizer, trainers.Trainer]:
-    if kind == "wordpiece":
-        made = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))
-        made.pre_tokenizer, made.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
-        return made, trainers.WordPieceTrainer(vocab_size=vocab, special_tokens=SPECIALS, show_progress=False)
     if kind == "bpe":
         made = tokenizers.Tokenizer(models.BPE())
         made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()

@@ -67,7 +67,6 @@ class OnePass(nn.Module):
             {name: value for loss in losses for name, value in loss.metrics.items()},
         )
 
-
     def states(self, readout: Readout, batch: Batch) -> Float[Tensor, "M D"]:
         """The states at one readout's places."""
         places_M = readout.places(batch)
