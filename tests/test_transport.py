@@ -126,7 +126,7 @@ def test_a_row_that_lacks_a_side_is_named():
 
 
 def test_numbers_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="got beta 0.0, iterations 50"):
+    with pytest.raises(ValueError, match=r"got beta 0\.0, iterations 50"):
         IPOT(beta=0.0)
 
 

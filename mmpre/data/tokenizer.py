@@ -22,8 +22,7 @@ def train_tokenizer(
 ) -> Path:  # fmt: skip
     """Write a tokenizer.json trained on all texts of some shards.
 
-    The same texts give the same file, but for the last digits of Unigram's scores, which the library does not repeat.
-
+    The same texts give the same WordPiece or BPE file; the library does not repeat the training of a Unigram one.
     Samples without a readable text are passed over. Raises ValueError where no text is left, or for an unknown kind.
     """
     if kind not in KINDS:

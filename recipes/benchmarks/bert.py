@@ -52,7 +52,8 @@ def packed(asked: argparse.Namespace) -> Callable[[], int]:
     total = asked.steps + asked.warmup
     recipe = bert(
         data=tuple(asked.data), tokenizer=asked.tokenizer, width=asked.width, depth=asked.depth,
-        heads=asked.width // 64, length=asked.length, batch=asked.batch, micro_batches=1, steps=total, warmup=0, dropout=0.0,
+        heads=asked.width // 64, length=asked.length, batch=asked.batch, micro_batches=1, steps=total, warmup=0,
+        dropout=0.0,
     )  # fmt: skip
     stage, module = recipe.stages[0], recipe.module()
     (task,) = stage.tasks
@@ -100,7 +101,7 @@ def padded(asked: argparse.Namespace) -> Callable[[], int]:
 
 
 def _batches(asked: argparse.Namespace, tokenizer) -> Iterator[dict]:
-    """Texts cut into pieces beforehand, as `datasets.map` would, then torch's DataLoader with transformers' collator."""
+    """Texts cut beforehand, as `datasets.map` would, then torch's DataLoader with transformers' collator."""
     import transformers
 
     shards = open_shards(asked.data)
