@@ -1,5 +1,4 @@
 import pickle
-import time
 from functools import cache
 from itertools import pairwise
 
@@ -234,18 +233,11 @@ def test_too_few_positions_are_refused_when_the_module_is_made_and_when_rows_com
         embed(text, long)
 
 
-def test_captions_are_read_by_the_thousand_a_second():
-    reader = TextReader(word_pieces())
-    start = time.process_time()
-    for i in range(1000):
-        reader.tokenize(sample(SENTENCES[i % 3]), DRAW)
-    assert time.process_time() - start < 1.0
-
-
-def test_a_long_text_is_cut_once_for_all_its_windows():
-    reader, text = TextReader(word_pieces(), max_length=64, windowed=True), " ".join(SENTENCES * 3000)
+def test_a_long_text_is_cut_once_for_all_its_windows(monkeypatch):
+    reader, text = TextReader(word_pieces(), max_length=64, windowed=True), " ".join(SENTENCES * 300)
+    cuts, cut = [], reader.vocabulary.cut
+    monkeypatch.setattr(reader.vocabulary, "cut", lambda text: cuts.append(1) or cut(text))
     windows = len(reader.windows(sample(text)))
-    start = time.process_time()
-    for window in range(0, windows, windows // 50):
+    for window in range(windows):
         reader.tokenize(sample(text, window), DRAW)
-    assert (time.process_time() - start) / 50 < 0.02, "a window costs milliseconds, not the whole text"
+    assert windows > 50 and len(cuts) == 1
