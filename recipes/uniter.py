@@ -92,7 +92,7 @@ def uniter(
 
 scales = {
     "tiny": dict(
-        width=96, depth=3, heads=4, regions=8, features=1280, classes=23, batch=32, micro_batches=1, steps=3_000,
+        width=96, depth=3, heads=4, regions=8, features=1280, classes=23, batch=32, micro_batches=1, steps=6_000,
         warmup=200, lr=1e-3, dropout=0.0, valid_every=500,
     ),
     "base": {},
