@@ -9,15 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mmpre.options import RunOptions
     from mmpre.recipe import Recipe, Stage, Task
-    from mmpre.run import RunOptions, load, resume, train
+    from mmpre.run import load, resume, train
     from mmpre.view import OtherSample, View
 
 __all__ = ["OtherSample", "Recipe", "RunOptions", "Stage", "Task", "View", "load", "resume", "train"]
 
 _homes = {
+    "mmpre.options": ("RunOptions",),
     "mmpre.recipe": ("Recipe", "Stage", "Task"),
-    "mmpre.run": ("RunOptions", "load", "resume", "train"),
+    "mmpre.run": ("load", "resume", "train"),
     "mmpre.view": ("OtherSample", "View"),
 }
 

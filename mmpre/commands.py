@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,12 +68,13 @@ def train(rest: list[str]) -> None:
         return
     found = find_recipe(rest[0])
     scale, flags = _take(rest[1:], "--scale")
-    from mmpre.run import RunOptions
+    from mmpre.options import RunOptions
     from mmpre.run import train as train_run
 
     kind = arguments.recipe_class(found, scale, RunOptions)
     scales = ", ".join(found.scales) or "none"
-    about = f"{found.doc.strip()}\n\nScales (--scale): {scales}. Shown are the defaults of {scale or 'the paper'}."
+    told = re.sub(r"\n+(?=\S)", "\n\n", found.doc.strip())  # tyro joins the lines of a paragraph
+    about = f"{told}\n\nScales (--scale): {scales}. Shown are the defaults of {scale or 'the paper'}."
     asked = tyro.cli(kind, args=flags, prog=f"mmpre train {rest[0]}", description=about)
     numbers, options = arguments.split(asked, RunOptions)
     changes = arguments.changed(numbers, found.defaults(scale))

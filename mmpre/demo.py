@@ -8,9 +8,10 @@ from mmpre.evaluate import evaluate, table
 from mmpre.evaluation.grounding import Grounding
 from mmpre.evaluation.picture import draw
 from mmpre.evaluation.retrieval import PairRetrieval
+from mmpre.options import RunOptions
 from mmpre.plugins import find_data_set
 from mmpre.processes import Processes
-from mmpre.run import RunOptions, load, open_units, resume, train
+from mmpre.run import load, open_units, resume, train
 
 CREDIT = "Pictures: OpenMoji (openmoji.org), CC-BY-SA-4.0"
 SPLITS = {"test": "concepts seen in training", "test-unseen": "concepts never seen"}

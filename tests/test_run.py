@@ -16,7 +16,8 @@ import webdataset
 
 import mmpre
 from mmpre.metrics import read_metrics
-from mmpre.run import RunError, RunOptions
+from mmpre.options import RunOptions
+from mmpre.run import RunError
 
 TONES = Path(__file__).parent / "tones.py"
 

@@ -1,0 +1,34 @@
+"""How a run is carried out, whatever the recipe."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a run is carried out, whatever the recipe. Of these, only `seed`, `precision` and `exact` change results."""
+
+    seed: int = 0  # of the data order, masks, initial weights and dropout
+    precision: str = "fp32"  # fp32, or bf16 for autocast
+    exact: bool = False  # add gradients in float64: bit-equal results for any number of processes
+    workers: int | None = None  # loading processes; by default what the machine's cores allow
+    threads: int | None = None  # of this process's arithmetic; by default torch's own choice
+    save_every: int = 500  # steps between checkpoints
+    keep: int = 2  # checkpoints kept, beside the best one
+    log_every: int = 10  # steps between logged steps
+    max_holes: float = 0.05  # share of unusable samples past which the run stops
+    max_skipped: int = 20  # non-finite steps in a row past which the run stops
+    hang_seconds: float = 1800.0  # without a sign of life after which the run ends itself; 0 for never
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.precision not in ("fp32", "bf16"):
+            problems.append(f"precision must be fp32 or bf16, got {self.precision!r}")
+        for name in ("save_every", "keep", "log_every"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.workers is not None and self.workers < 0:
+            problems.append(f"workers must not be negative (0 loads in the trainer itself), got {self.workers}")
+        if not 0 <= self.max_holes <= 1:
+            problems.append(f"max_holes must lie between 0 and 1, got {self.max_holes}")
+        if problems:
+            raise ValueError("RunOptions: " + "; ".join(problems))
