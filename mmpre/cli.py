@@ -34,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(version("mmpre"))
         return
+    import logging
+
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("mmpre").setLevel(logging.INFO)
     try:
         command, rest = _command(words)
         code = command(rest)

@@ -156,6 +156,7 @@ class TextReader:
         self.vocabulary = open_vocabulary(tokenizer, specials)
         self.max_length, self.suffixes, self.windowed = max_length, tuple(suffixes), windowed
         self._cut: OrderedDict[tuple[str, str], tuple[Tensor, Tensor]] = OrderedDict()
+        self._kept_pieces = 0  # in self._cut
 
     @property
     def digest(self) -> str:
@@ -190,7 +191,7 @@ class TextReader:
         return BertReplace(mask_id=self.vocabulary.mask, random_ids=self.vocabulary.free, mask=mask, random=random)
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_cut": OrderedDict()}
+        return self.__dict__ | {"_cut": OrderedDict(), "_kept_pieces": 0}
 
     def _kept(self, ids_W: Int[Tensor, "W"]) -> int:
         return min(len(ids_W), self.max_length - 2)
@@ -217,8 +218,9 @@ class TextReader:
         name = (sample.digest, sample.key)
         if name not in self._cut:
             self._cut[name] = self._cut_text(sample)
-            while sum(len(ids_W) for ids_W, _ in self._cut.values()) > CACHED_PIECES and len(self._cut) > 1:
-                self._cut.popitem(last=False)
+            self._kept_pieces += len(self._cut[name][0])
+            while self._kept_pieces > CACHED_PIECES and len(self._cut) > 1:
+                self._kept_pieces -= len(self._cut.popitem(last=False)[1][0])
         self._cut.move_to_end(name)
         return self._cut[name]
 
