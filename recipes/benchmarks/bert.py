@@ -31,7 +31,7 @@ from mmpre.loop import Context, Step
 from mmpre.loop import steps as train_steps
 from mmpre.processes import Processes
 from mmpre.recipe import Recipe
-from mmpre.recipes.benchmarks.harness import serve, take_turns, timed
+from mmpre.recipes.benchmarks.harness import quantiles, serve, take_turns, timed
 from mmpre.recipes.benchmarks.texts import find_texts, tokenizer_of
 from mmpre.recipes.bert import bert
 
@@ -145,23 +145,19 @@ def padded(**numbers: object) -> Turn:
 
 def grouped(**numbers: object) -> Turn:
     case = Case(**numbers)
-    wanted = case.warmup + case.steps + AHEAD
-    rows = rows_of(case, case.batch * max(POOL, wanted))
-    return _theirs(case, rows, by_length([len(row) for row in rows], case.batch, wanted))
+    rows = rows_of(case, case.batch * max(POOL, case.steps))
+    batches = by_length([len(row) for row in rows], case.batch)
+    chosen = quantiles(case.warmup, case.warmup + case.steps, AHEAD)
+    return _theirs(case, rows, [batches[int(quantile * len(batches))] for quantile in chosen])
 
 
-def by_length(lengths: Sequence[int], batch: int, wanted: int) -> list[list[int]]:
-    """The Trainer's batches of rows of like length, `wanted` of them, evenly from the shortest to the longest."""
+def by_length(lengths: Sequence[int], batch: int) -> list[list[int]]:
+    """The Trainer's batches of rows of like length, all sorted together."""
     from transformers.trainer_pt_utils import get_length_grouped_indices
 
-    pool = len(lengths) // batch
-    order = get_length_grouped_indices(
-        list(lengths), batch, mega_batch_mult=pool, generator=torch.Generator().manual_seed(0)
-    )
-    batches = [order[i * batch : (i + 1) * batch] for i in range(pool)]
-    chosen = [batches[int((i + 0.5) * pool / wanted)] for i in range(wanted)]
-    shuffled = torch.randperm(wanted, generator=torch.Generator().manual_seed(0))
-    return [chosen[i] for i in shuffled.tolist()]
+    rng = torch.Generator().manual_seed(0)
+    order = get_length_grouped_indices(list(lengths), batch, mega_batch_mult=len(lengths) // batch, generator=rng)
+    return [order[i : i + batch] for i in range(0, len(order) - batch + 1, batch)]
 
 
 def full(**numbers: object) -> Turn:

@@ -6,6 +6,7 @@ contenders to `serve` when it is run so.
 
 import json
 import os
+import random
 import resource
 import subprocess
 import sys
@@ -48,6 +49,18 @@ def timed(steps: Iterator[float], *, warmup: int, count: int, more: Mapping[str,
     started = time.perf_counter()
     amount = sum(next(steps) for _ in range(count))
     return Turn(amount, time.perf_counter() - started, peak_bytes(), more or {})
+
+
+def quantiles(first: int, last: int, ahead: int) -> list[float]:
+    """Where, between the shortest batch (0) and the longest (1), each step up to `last + ahead` takes its rows.
+
+    The timed steps, `first` to `last`, are spread evenly and shuffled, so that a short turn sees every length; the
+    others repeat them.
+    """
+    count = last - first
+    chosen = [(i + 0.5) / count for i in range(count)]
+    random.Random(0).shuffle(chosen)
+    return [chosen[(step - first) % count] for step in range(last + ahead)]
 
 
 def peak_bytes() -> int:
