@@ -2,7 +2,8 @@
 
 A sublayer is a module with `forward(x_ND, layout, plan, at)`; where places `at` are asked for it gives their states
 alone. `mixes` says whether tokens read each other in it. Attention and feed-forward are here, the norm wrappers add the
-residual path, and `bert_encoder` puts them together as BERT does (Devlin et al. 2018, arXiv:1810.04805).
+residual path, `bert_encoder` puts them together as BERT does (Devlin et al. 2018, arXiv:1810.04805) and `vit_encoder`
+as the vision transformer does.
 """
 # N tokens of the packed batch, M places asked for, D model width, H heads, K width of a head
 
@@ -199,6 +200,36 @@ def bert_encoder(
     for module in encoder.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+    return encoder
+
+
+def vit_encoder(
+    width: int,
+    depth: int,
+    heads: int,
+    *,
+    hidden: int | None = None,
+    dropout: float = 0.0,
+    attention_dropout: float = 0.0,
+    eps: float = 1e-6,
+) -> Encoder:
+    """Build ViT's encoder (Dosovitskiy et al. 2020, arXiv:2010.11929): norms before sublayers, and a closing one.
+
+    `hidden`, the feed-forward's inner width, is 4 times `width` unless given. Weights are drawn from Xavier's uniform
+    distribution, queries, keys and values as the one matrix they are; biases are 0.
+    """
+
+    def pre(sublayer: nn.Module) -> PreNorm:
+        return PreNorm(sublayer, width, dropout, eps)
+
+    def block() -> Block:
+        return Block([pre(Attention(width, heads, attention_dropout)), pre(FeedForward(width, hidden or 4 * width))])
+
+    encoder = Encoder([block() for _ in range(depth)], nn.LayerNorm(width, eps=eps))
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
     return encoder
 

@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules, as values that a recipe names and the training loop builds."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -44,6 +45,28 @@ class Linear:
             return (step + 1) / (self.warmup + 1)
         left = max(0.0, (self.total - step) / (self.total - self.warmup))
         return self.floor + (1 - self.floor) * left
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """Linear warm-up over `warmup` steps, then half a cosine down to `floor` of the peak at step `total`."""
+
+    warmup: int
+    total: int
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < self.total:
+            raise ValueError(
+                f"Cosine: warmup must lie between 0 and total - 1, got warmup {self.warmup} of {self.total} steps; "
+                "shorten the warm-up with the steps"
+            )
+
+    def factor(self, step: int) -> float:
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        passed = min(1.0, (step - self.warmup) / (self.total - self.warmup))
+        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * passed)) / 2
 
 
 class Optimizer(Protocol):

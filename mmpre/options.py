@@ -5,13 +5,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a run is carried out, whatever the recipe. Of these, only `seed`, `precision` and `exact` change results."""
+    """How a run is carried out, whatever the recipe.
+
+    Of these, only `seed`, `precision` and `exact` change results, and in exact mode `threads`: a sum that is split
+    over more threads is rounded otherwise.
+    """
 
     seed: int = 0  # of the data order, masks, initial weights and dropout
     precision: str = "fp32"  # fp32, or bf16 for autocast
     exact: bool = False  # add gradients in float64: bit-equal results for any number of processes
     workers: int | None = None  # loading processes; by default what the machine's cores allow
-    threads: int | None = None  # of this process's arithmetic; by default torch's own choice
+    threads: int | None = None  # of each process's arithmetic; by default torch's own choice, 1 in exact mode
     save_every: int = 500  # steps between checkpoints
     keep: int = 2  # checkpoints kept, beside the best one
     log_every: int = 10  # steps between logged steps
@@ -23,12 +27,18 @@ class RunOptions:
         problems = []
         if self.precision not in ("fp32", "bf16"):
             problems.append(f"precision must be fp32 or bf16, got {self.precision!r}")
-        for name in ("save_every", "keep", "log_every"):
-            if getattr(self, name) < 1:
-                problems.append(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("save_every", "keep", "log_every", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                problems.append(f"{name} must be at least 1, got {value}")
         if self.workers is not None and self.workers < 0:
             problems.append(f"workers must not be negative (0 loads in the trainer itself), got {self.workers}")
         if not 0 <= self.max_holes <= 1:
             problems.append(f"max_holes must lie between 0 and 1, got {self.max_holes}")
         if problems:
             raise ValueError("RunOptions: " + "; ".join(problems))
+
+    @property
+    def arithmetic_threads(self) -> int | None:
+        """Threads of each process's arithmetic, None for torch's own choice."""
+        return 1 if self.exact and self.threads is None else self.threads

@@ -82,7 +82,8 @@ def resume(run: Path | str, **changes: Any) -> Path:
     """
     run = Path(run)
     record = _read_record(run)
-    fixed = {"seed", "precision", "exact"} & {k for k, v in changes.items() if v != record["options"].get(k)}
+    results = {"seed", "precision", "exact"} | ({"threads"} if record["options"]["exact"] else set())
+    fixed = results & {k for k, v in changes.items() if v != record["options"].get(k)}
     if fixed:
         raise RunError(
             f"resume: {', '.join(sorted(fixed))} would change the results of {run}; start a new run for that"
@@ -163,8 +164,9 @@ def _find_again(run: Path, record: Mapping[str, Any]) -> LoadedRecipe:
 
 def _carry_out(out: Path, record: dict[str, Any], found: LoadedRecipe, options: RunOptions, *, fresh: bool) -> Path:
     """Train what is left of a run, alone on its folder."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    threads = torch.get_num_threads()
+    if options.arithmetic_threads:
+        torch.set_num_threads(options.arithmetic_threads)
     processes = Processes.start()
     if processes.world > 1:
         die_with_parent()
@@ -181,6 +183,7 @@ def _carry_out(out: Path, record: dict[str, Any], found: LoadedRecipe, options: 
             _train_stages(out, recipe, data, valid, options, processes, fresh)
     finally:
         processes.stop()
+        torch.set_num_threads(threads)
     return out
 
 

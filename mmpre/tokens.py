@@ -256,10 +256,11 @@ class Batch:
 def pack(rows: Sequence[Row], plan_of: Callable[[Layout], Any]) -> Batch:
     """Lay rows end to end, shortest first (equal lengths lie together, which attention uses).
 
-    `plan_of(layout)` makes what attention needs to know (`Attend.plan`). Rows of equal length keep their order, so the
+    Among those of equal length, rows with fewer clean tokens come first, for a decoder over all tokens of a row.
+    `plan_of(layout)` makes what attention needs to know (`Attend.plan`). Rows equal in both keep their order, so the
     same rows always give the same batch.
     """
-    rows = sorted(rows, key=lambda row: row.length)
+    rows = sorted(rows, key=lambda row: (row.length, sum(len(tokens) for tokens in row.clean.values())))
     roles = list(rows[0].seen)
     clean = {role: Tokens.pack([row.clean[role] for row in rows]) for role in roles}
     seen = {role: Tokens.pack([row.seen[role] for row in rows]) for role in roles}

@@ -64,7 +64,7 @@ def start(out, folder, *more, resume=False):
     else:
         command += ["train", str(TONES), "--out", str(out), "--exact", "--save-every", "7", "--log-every", "1"]
         command += ["--data", *shards(folder, "train"), "--valid", *shards(folder, "valid")]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    env = os.environ | {"OMP_NUM_THREADS": "2"}  # exact mode sets its own
     return subprocess.Popen([*command, *more], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -141,6 +141,8 @@ def test_other_data_and_changed_settings_are_refused_and_moved_shards_are_not(un
         mmpre.resume(unbroken, data=shards(moved, "train")[:2], valid=shards(moved, "valid"))
     with pytest.raises(RunError, match="seed would change the results"):
         mmpre.resume(unbroken, seed=4)
+    with pytest.raises(RunError, match="threads would change the results"):
+        mmpre.resume(unbroken, threads=2)
     with pytest.raises(RunError, match="already holds a run; continue it with `mmpre resume"):
         mmpre.train(TONES, out=unbroken, **numbers(melodies))
 

@@ -56,7 +56,7 @@ def _draw_transport(figure, samples: Sequence[Sample], grounding: Grounding, pro
             frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, lw=2.5, edgecolor=_colour(number))
             shown.add_patch(frame)
         shown.set_axis_off()
-        shown.set_title(_wrapped(sample.text()), fontsize=9)
+        shown.set_title(_wrapped(sample.text(), 38), fontsize=9, loc="left")
         plan_WR = transport(word_WD, region_RD).numpy()
         words = _words(sample, grounding)
         _draw_plan(matrix, plan_WR[1:-1], words[1:-1], sample, grounding)
@@ -105,7 +105,7 @@ def _words(sample: Sample, grounding: Grounding) -> list[str]:
     return [text[a:b] for a, b in grounding.readers[grounding.text].spans(sample)]
 
 
-def _wrapped(text: str, width: int = 46) -> str:
+def _wrapped(text: str, width: int) -> str:
     lines, line = [], ""
     for word in text.split():
         if line and len(line) + len(word) + 1 > width:

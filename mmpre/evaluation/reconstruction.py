@@ -1,0 +1,48 @@
+"""How well hidden tokens are predicted, picture by picture."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mmpre.data.sample import BadMember
+from mmpre.data.shards import CorruptSample
+from mmpre.data.units import Units
+from mmpre.draw import Draw
+from mmpre.evaluation.results import Result, mean
+from mmpre.objectives.protocol import Objective
+from mmpre.processes import Processes
+from mmpre.tokens import Row, pack
+from mmpre.view import View
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """The objective's loss of each of the first `rows` units that can be read, rows having equal weight.
+
+    `flat`, where the objective measures it, is what a flat prediction (each patch's own mean) costs; it is told as
+    what chance gives.
+    """
+
+    objective: Objective
+    view: View
+    rows: int = 200
+    name: str = "error of hidden patches"
+
+    @torch.no_grad()
+    def run(self, units: Units, processes: Processes) -> Sequence[Result]:
+        losses, flats = [], []
+        for row, draw in self._rows(units):
+            batch = pack([row], self.view.attend.plan).to(processes.device)
+            loss = self.objective(batch, draw)
+            losses.append(loss.total(batch.counts).item())
+            flats += [v.item() / batch.counts[per] for n, (v, per) in loss.metrics.items() if n.endswith("_flat")]
+        return [mean(self.name, losses, chance=sum(flats) / len(flats) if flats else None)]
+
+    def _rows(self, units: Units) -> Iterator[tuple[Row, Draw]]:
+        for i in range(min(self.rows, len(units))):
+            draw = Draw.row(0, 0, 0, epoch=0, unit=i)
+            try:
+                yield self.view.row(units.sample(i), self.objective.readers, draw, lambda role, k: None), draw
+            except (BadMember, CorruptSample):
+                continue
