@@ -73,6 +73,7 @@ def test_the_next_step_after_a_restore_is_bit_for_bit_the_same(tmp_path, kind, n
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
 
 
+@pytest.mark.fault("D3")
 def test_every_flipped_bit_is_found_and_the_checkpoint_before_is_taken(tmp_path, caplog):
     module = network()
     save(tmp_path, 1, module, trained(module))
@@ -91,6 +92,7 @@ def test_every_flipped_bit_is_found_and_the_checkpoint_before_is_taken(tmp_path,
     assert "trying the one before it" in caplog.text
 
 
+@pytest.mark.fault("D4")
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json"])
 def test_a_missing_or_cut_file_is_named(tmp_path, name):
     module = network()
@@ -104,6 +106,7 @@ def test_a_missing_or_cut_file_is_named(tmp_path, name):
         checkpoint.load(path)
 
 
+@pytest.mark.fault("D13")
 def test_a_manifest_cannot_lead_out_of_its_folder_and_no_pickle_is_read(tmp_path):
     class Payload:
         def __reduce__(self):
@@ -123,6 +126,7 @@ def test_a_manifest_cannot_lead_out_of_its_folder_and_no_pickle_is_read(tmp_path
     assert not (tmp_path / "marker").exists()
 
 
+@pytest.mark.fault("D12")
 def test_another_format_is_refused_with_both_numbers(tmp_path):
     path = save(tmp_path, 1, network())
     manifest = json.loads((path / "MANIFEST.json").read_text())["manifest"] | {"format": 99}
@@ -181,6 +185,7 @@ def test_a_save_that_hits_the_disks_limit_leaves_the_old_one(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
 
 
+@pytest.mark.fault("D1")
 def test_killed_at_random_moments_a_save_is_whole_or_not_there(tmp_path):
     dice, saved = random.Random(1), 0
     for _ in range(8):
