@@ -139,10 +139,9 @@ class Leg:
         holes = (
             [hole for some in self.processes.gather(list(one.holes)) for hole in some] if one.counts["holes"] else []
         )
-        modalities = self.tasks[one.task].view.roles or tuple(self.tasks[one.task].objective.readers)
         self.session.ledger.add(
             holes, seen=one.counts["rows"] + one.counts["holes"], step=self.before + one.step,
-            write=self.session.metrics is not None, modalities=modalities,
+            write=self.session.metrics is not None, modalities=self.tasks[one.task].roles,
         )  # fmt: skip
         self.session.ledger.check()
         if self.session.metrics and (one.skipped or one.step % self.options.log_every == 0):

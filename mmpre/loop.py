@@ -22,7 +22,7 @@ from mmpre.objectives.protocol import InBatch
 from mmpre.optim import set_learning_rate
 from mmpre.processes import Processes
 from mmpre.recipe import Stage, Task
-from mmpre.tokens import Batch
+from mmpre.tokens import Batch, Views
 
 
 class NonFiniteError(RuntimeError):
@@ -43,7 +43,7 @@ class Context:
         device = self.processes.device.type
         return torch.autocast(device, dtype=torch.bfloat16) if self.bf16 else nullcontext()
 
-    def prepare(self, made: MicroBatch, number: int, part: Batch) -> tuple[Batch, Draw]:
+    def prepare(self, made: MicroBatch, number: int, part: Batch | Views) -> tuple[Batch | Views, Draw]:
         """A part on the device and its draw; torch's generators are set from it (dropout reads them)."""
         draw = Draw.micro_batch(self.seed, self.stage, made.slot.step, made.slot.m).child(made.slot.kind, number)
         torch.manual_seed(draw.hash("model"))

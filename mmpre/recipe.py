@@ -17,12 +17,22 @@ from mmpre.view import View
 
 @dataclass(frozen=True)
 class Task:
-    """A view of the data and what is learned from it. `ratio` is the task's share of the steps, in whole parts."""
+    """A view of the data and what is learned from it. `ratio` is the task's share of the steps, in whole parts.
+
+    Several views by name make several batches of the same samples, which the objective gets as `Views`.
+    """
 
     name: str
-    view: View
+    view: View | Mapping[str, View]
     objective: Objective | InBatch
     ratio: int = 1
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles that rows of this task have."""
+        views = [self.view] if isinstance(self.view, View) else list(self.view.values())
+        every = tuple(self.objective.readers)
+        return tuple(dict.fromkeys(role for view in views for role in view.roles or every))
 
 
 @dataclass(frozen=True, kw_only=True)

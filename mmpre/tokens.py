@@ -154,6 +154,24 @@ class Layout:
         source_N[place_N] = torch.arange(self.size, device=self.device)
         return source_N
 
+    def pair(self, rows: Mapping[str, Int[Tensor, "P"]]) -> tuple["Layout", Int[Tensor, "n"], Int[Tensor, "P"]]:
+        """Rows put together anew: for each role, from which row its tokens are taken, one number a new row.
+
+        Returns the new layout, whose rows are sorted by length; for each of its places the place here whose vector
+        stands there; and the number of each new row among those asked for.
+        """
+        lengths = {role: self.lengths[role][row_P.cpu()] for role, row_P in rows.items()}
+        order_P = torch.stack(list(lengths.values())).sum(0).argsort(stable=True)
+        made = Layout({role: length_P[order_P] for role, length_P in lengths.items()}, self.device)
+        place_n = torch.empty(made.size, dtype=torch.int64, device=self.device)
+        for role, row_P in rows.items():
+            length_P, count = made.lengths[role], len(made.index[role])
+            first_P = self.first_by_role[role].cpu()[row_P.cpu()[order_P]]
+            step_n = torch.arange(count) - torch.repeat_interleave(length_P.cumsum(0) - length_P, length_P)
+            source_n = torch.repeat_interleave(first_P, length_P, output_size=count) + step_n
+            place_n[made.index[role]] = source_n.to(self.device)
+        return made, place_n, order_P.to(self.device)
+
     @cached_property
     def row_N(self) -> Int[Tensor, "N"]:
         """The row of each place."""
@@ -219,7 +237,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch: rows sorted by length, laid end to end.
+    """A micro-batch: rows sorted by length, laid end to end; `order_B` has the number of each among those given.
 
     `clean` holds the tokens that targets are read from, `seen` what the encoder may see, `replaced` which of the
     seen tokens stand for a hidden one. `labels` has a value per row. `counts` are what losses are divided by.
@@ -235,6 +253,11 @@ class Batch:
     plan: Any
     keys: Sequence[str]
     counts: Mapping[str, int]
+    order_B: Int[Tensor, "B"]
+
+    def given(self, x_B: Tensor) -> Tensor:
+        """Values of the rows, in the order in which the rows were given: the same for all views of a micro-batch."""
+        return torch.empty_like(x_B).index_copy(0, self.order_B, x_B)
 
     def to(self, device: torch.device | str) -> "Batch":
         def moved(tokens: Mapping[str, Tokens]) -> dict[str, Tokens]:
@@ -249,8 +272,36 @@ class Batch:
         }
         return replace(
             self, clean=moved(self.clean), seen=moved(self.seen), replaced=over(self.replaced), picked=picked,
-            labels=over(self.labels), layout=self.layout.to(device),
+            labels=over(self.labels), layout=self.layout.to(device), order_B=self.order_B.to(device, non_blocking=True),
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Views:
+    """The batches of a task with several views, by name: the same samples, each view sorted by lengths of its own."""
+
+    views: Mapping[str, Batch]
+
+    def __getitem__(self, name: str) -> Batch:
+        if name not in self.views:
+            raise KeyError(f"Views: no view {name!r}; the task makes {sorted(self.views)}")
+        return self.views[name]
+
+    @property
+    def keys(self) -> Sequence[str]:
+        return next(iter(self.views.values())).keys
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Rows are counted once, tokens and picks over all views."""
+        total: dict[str, int] = {}
+        for batch in self.views.values():
+            for name, count in batch.counts.items():
+                total[name] = count if name == "rows" else total.get(name, 0) + count
+        return total
+
+    def to(self, device: torch.device | str) -> "Views":
+        return Views({name: batch.to(device) for name, batch in self.views.items()})
 
 
 def pack(rows: Sequence[Row], plan_of: Callable[[Layout], Any]) -> Batch:
@@ -260,7 +311,9 @@ def pack(rows: Sequence[Row], plan_of: Callable[[Layout], Any]) -> Batch:
     `plan_of(layout)` makes what attention needs to know (`Attend.plan`). Rows equal in both keep their order, so the
     same rows always give the same batch.
     """
-    rows = sorted(rows, key=lambda row: (row.length, sum(len(tokens) for tokens in row.clean.values())))
+    lengths = [(row.length, sum(len(tokens) for tokens in row.clean.values())) for row in rows]
+    order = sorted(range(len(rows)), key=lengths.__getitem__)
+    rows = [rows[i] for i in order]
     roles = list(rows[0].seen)
     clean = {role: Tokens.pack([row.clean[role] for row in rows]) for role in roles}
     seen = {role: Tokens.pack([row.seen[role] for row in rows]) for role in roles}
@@ -272,7 +325,7 @@ def pack(rows: Sequence[Row], plan_of: Callable[[Layout], Any]) -> Batch:
         clean=clean, seen=seen, picked=picked, layout=layout, plan=plan_of(layout), counts=counts,
         replaced={role: torch.cat([row.replaced[role] for row in rows]) for role in roles},
         labels={name: torch.stack([row.labels[name] for row in rows]) for name in rows[0].labels},
-        keys=[row.key for row in rows],
+        keys=[row.key for row in rows], order_B=torch.tensor(order),
     )  # fmt: skip
 
 

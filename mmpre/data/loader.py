@@ -21,7 +21,7 @@ from mmpre.draw import Draw, hashed
 from mmpre.modality import Reader
 from mmpre.recipe import Stage
 from mmpre.stopping import worker_init
-from mmpre.tokens import Batch, Row, pack
+from mmpre.tokens import Batch, Row, Views, pack
 from mmpre.view import View
 
 
@@ -49,7 +49,7 @@ class MicroBatch:
     """
 
     slot: Slot
-    parts: Sequence[Batch]
+    parts: Sequence[Batch | Views]
     holes: Sequence[Hole]
     units: Sequence[int]
 
@@ -60,7 +60,7 @@ class MicroBatches(Dataset):
     def __init__(
         self,
         units: Units,
-        work: Mapping[str, tuple[View, Mapping[str, Reader]]],
+        work: Mapping[str, tuple[View | Mapping[str, View], Mapping[str, Reader]]],
         *,
         seed: int,
         stage: int,
@@ -99,22 +99,28 @@ class MicroBatches(Dataset):
         units = self.order.units(positions)
         mine = deal(self.units.lengths(units), self.micro_batches, rows=slot.size)[slot.m]
         view, readers = self.work[slot.task]
-        rows: list[Row] = []
+        made: list[dict[str, Row]] = []
         holes: list[Hole] = []
         for position, unit in zip(positions[mine].tolist(), units[mine].tolist(), strict=True):
-            made = self._row(slot.step, position, unit, view, readers)
-            (rows if isinstance(made, Row) else holes).append(made)
-        parts = [pack(part, view.attend.plan) for part in _split(rows, self.max_tokens)]
+            one = self._rows(slot.step, position, unit, view, readers)
+            (holes if isinstance(one, Hole) else made).append(one)
+        parts = [_pack(part, view) for part in _split(made, self.max_tokens)]
         return MicroBatch(slot, parts, holes, units[mine].tolist())
 
-    def _row(self, step: int, position: int, unit: int, view: View, readers: Mapping[str, Reader]) -> Row | Hole:
+    def _rows(
+        self, step: int, position: int, unit: int, view: View | Mapping[str, View], readers: Mapping[str, Reader]
+    ) -> dict[str, Row] | Hole:
+        """A unit's row in each view, or the hole that it leaves."""
         draw = Draw.row(self.seed, self.stage, step, epoch=self.order.epoch(position), unit=unit)
 
         def other(role: str, k: int) -> Sample:
             return self.units.sample(donor(position, len(self.units), self.order.seed, f"{role}{k}", own=unit))
 
         try:
-            return view.row(self.units.sample(unit), readers, draw, other)
+            sample = self.units.sample(unit)
+            if isinstance(view, View):
+                return {"": view.row(sample, readers, draw, other)}
+            return {name: one.row(sample, readers, draw.child("view", name), other) for name, one in view.items()}
         except CorruptSample as e:
             return Hole(cause=e.cause, shard=e.shard, key=e.key, member=e.member, modality="", detail=str(e))
         except BadMember as e:
@@ -123,21 +129,31 @@ class MicroBatches(Dataset):
             return Hole(cause=e.cause, shard=shard, key=key, member=e.member, modality=modality, detail=e.detail)
 
 
-def _split(rows: list[Row], max_tokens: int | None) -> list[list[Row]]:
+def _pack(rows: Sequence[Mapping[str, Row]], view: View | Mapping[str, View]) -> Batch | Views:
+    if isinstance(view, View):
+        return pack([row[""] for row in rows], view.attend.plan)
+    return Views({name: pack([row[name] for row in rows], one.attend.plan) for name, one in view.items()})
+
+
+def _split(rows: list[dict[str, Row]], max_tokens: int | None) -> list[list[dict[str, Row]]]:
     """Cut a micro-batch so that no part passes the token limit; depends on the rows' lengths alone."""
     if not rows:
         return []
     if max_tokens is None:
         return [rows]
-    parts: list[list[Row]] = [[]]
+    parts: list[list[dict[str, Row]]] = [[]]
     filled = 0
-    for row in sorted(rows, key=lambda row: row.length):
-        if parts[-1] and filled + row.length > max_tokens:
+    for row in sorted(rows, key=_length):
+        if parts[-1] and filled + _length(row) > max_tokens:
             parts.append([])
             filled = 0
         parts[-1].append(row)
-        filled += row.length
+        filled += _length(row)
     return parts
+
+
+def _length(row: Mapping[str, Row]) -> int:
+    return sum(one.length for one in row.values())
 
 
 def slots(stage: Stage, seed: int, first: int, last: int, rank: int, world: int) -> Iterator[Slot]:

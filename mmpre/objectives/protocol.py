@@ -8,15 +8,18 @@ from torch import Tensor
 from mmpre.draw import Draw
 from mmpre.modality import Reader
 from mmpre.objectives.loss import Loss
-from mmpre.tokens import Batch
+from mmpre.tokens import Batch, Views
 
 
 class Objective(Protocol):
-    """`readers` says, for every role of its batches, what tokenizes it; state changes only in `after_step`."""
+    """`readers` says, for every role of its batches, what tokenizes it; state changes only in `after_step`.
+
+    A task with several views gives it `Views`, one batch a view.
+    """
 
     readers: Mapping[str, Reader]
 
-    def forward(self, batch: Batch, draw: Draw) -> Loss: ...
+    def forward(self, batch: Batch | Views, draw: Draw) -> Loss: ...
 
 
 @runtime_checkable
@@ -29,6 +32,6 @@ class InBatch(Protocol):
 
     readers: Mapping[str, Reader]
 
-    def features(self, batch: Batch, draw: Draw) -> dict[str, Tensor]: ...
+    def features(self, batch: Batch | Views, draw: Draw) -> dict[str, Tensor]: ...
 
     def loss(self, features: Mapping[str, Tensor], counts: Sequence[int]) -> Loss: ...
