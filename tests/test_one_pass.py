@@ -34,9 +34,9 @@ class Counted(Network):
 
     asked = ()
 
-    def forward(self, batch, at=None, read=None):
+    def encode(self, x_ND, layout, plan, *, at=None, read=None):
         self.asked = (*self.asked, at)
-        return super().forward(batch, at=at, read=read)
+        return super().encode(x_ND, layout, plan, at=at, read=read)
 
 
 def hiding(net):

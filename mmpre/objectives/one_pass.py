@@ -20,6 +20,13 @@ from mmpre.tokens import Batch
 
 
 @runtime_checkable
+class Again(Protocol):
+    """An nn.Module that encodes the embedded tokens once more, put together in another way, for a loss of its own."""
+
+    def forward(self, net: Network, x_ND: Float[Tensor, "N D"], batch: Batch, draw: Draw) -> Loss: ...
+
+
+@runtime_checkable
 class Readout(Protocol):
     """An nn.Module that reads losses from states."""
 
@@ -36,13 +43,20 @@ class OnePass(nn.Module):
     """One forward pass of a network, and what all readouts make of it.
 
     Only the places that a readout asks for are computed in the last layer. `roles` limits the batches to some of the
-    network's modalities; by default they hold all.
+    network's modalities; by default they hold all. What is in `again` reads the same embedded tokens, encoded anew.
     """
 
-    def __init__(self, net: Network, readouts: Sequence[Readout], *, roles: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        net: Network,
+        readouts: Sequence[Readout],
+        *,
+        again: Sequence[Again] = (),
+        roles: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
         self.net = net
-        self.readouts = nn.ModuleList(readouts)
+        self.readouts, self.again = nn.ModuleList(readouts), nn.ModuleList(again)
         self.roles = tuple(net.readers if roles is None else roles)
         if not self.readouts or not set(self.roles) <= set(net.readers):
             raise ValueError(
@@ -55,13 +69,16 @@ class OnePass(nn.Module):
         return {role: self.net.readers[role] for role in self.roles}
 
     def forward(self, batch: Batch, draw: Draw) -> Loss:
+        x_ND = self.net.embed(batch)
         asked = [readout.places(batch) for readout in self.readouts]
         if any(places_M is None for places_M in asked):
-            state_ND = self.net(batch)
+            state_ND = self.net.encode(x_ND, batch.layout, batch.plan)
             states = [state_ND if places_M is None else state_ND.index_select(0, places_M) for places_M in asked]
         else:
-            states = self.net(batch, at=torch.cat(asked)).split([len(places_M) for places_M in asked])
+            state_MD = self.net.encode(x_ND, batch.layout, batch.plan, at=torch.cat(asked))
+            states = state_MD.split([len(places_M) for places_M in asked])
         losses = [readout.read(s, batch, draw) for readout, s in zip(self.readouts, states, strict=True)]
+        losses += [one(self.net, x_ND, batch, draw) for one in self.again]
         return Loss(
             [term for loss in losses for term in loss.terms],
             {name: value for loss in losses for name, value in loss.metrics.items()},

@@ -1,0 +1,59 @@
+"""From the states of a row's tokens to one vector."""
+# N tokens of the packed batch, B rows, D model width
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mmpre.network import Network
+from mmpre.tokens import Batch
+
+
+class First(nn.Module):
+    """The state of a role's first token, such as [CLS]; the last layer computes no other."""
+
+    def __init__(self, role: str) -> None:
+        super().__init__()
+        self.role = role
+
+    def forward(self, net: Network, batch: Batch) -> Float[Tensor, "B D"]:
+        return net(batch, at=batch.layout.first(self.role))
+
+
+class Mean(nn.Module):
+    """The mean state of a role's tokens, special ones left out unless `special` says otherwise.
+
+    Raises ValueError for a row without such a token.
+    """
+
+    def __init__(self, role: str, *, special: bool = False) -> None:
+        super().__init__()
+        self.role, self.special = role, special
+
+    def forward(self, net: Network, batch: Batch) -> Float[Tensor, "B D"]:
+        state_ND = net(batch, at=batch.layout.index[self.role])
+        length_B = batch.layout.lengths[self.role]
+        if not self.special:
+            ordinary_N = batch.seen[self.role].special_N < 0
+            row_N = torch.repeat_interleave(torch.arange(len(length_B)), length_B)
+            length_B = torch.bincount(row_N[ordinary_N.cpu()], minlength=len(length_B))
+            state_ND = state_ND[ordinary_N]
+        if (length_B == 0).any():
+            row = int((length_B == 0).nonzero()[0])
+            raise ValueError(f"Mean: row {batch.keys[row]!r} has no token of role {self.role!r} to take the mean of")
+        return torch.segment_reduce(state_ND, "mean", lengths=length_B.to(state_ND.device), axis=0, unsafe=True)
+
+
+class Tower(nn.Module):
+    """A network, how its states become one vector a row, and what is done with that vector (a projector, or nothing).
+
+    Towers may share a network: dropout still draws anew in each.
+    """
+
+    def __init__(self, net: Network, pool: nn.Module, project: nn.Module | None = None) -> None:
+        super().__init__()
+        self.net, self.pool, self.project = net, pool, project
+
+    def forward(self, batch: Batch) -> Float[Tensor, "B D"]:
+        x_BD = self.pool(self.net, batch)
+        return x_BD if self.project is None else self.project(x_BD)
