@@ -43,6 +43,10 @@ class Draw:
         """A draw of its own for one purpose, such as one of two views of a row."""
         return Draw(self.seed, self.stage, self.step, (*self.place, *purpose))
 
+    def whole(self) -> "Draw":
+        """The draw of the row or micro-batch that this one is a child of: the same for all of its purposes."""
+        return Draw(self.seed, self.stage, self.step, self.place[:3])
+
     def hash(self, *purpose: Key) -> int:
         return hashed(self.seed, self.stage, *self.place, *purpose)
 

@@ -146,7 +146,8 @@ class Leg:
         self.session.ledger.check()
         if self.session.metrics and (one.skipped or one.step % self.options.log_every == 0):
             line = {"step": self.before + one.step, "task": one.task, "loss": one.loss, **one.values, "norm": one.norm,
-                    "lr": one.lr, "tokens": one.counts["tokens"], "rows": one.counts["rows"]}  # fmt: skip
+                    "lr": one.lr, "tokens": one.counts["tokens"], "rows": one.counts["rows"],
+                    "picked": one.picked}  # fmt: skip
             if one.skipped:
                 line |= {"skipped": True, "keys": list(one.keys)}
             seconds = time.perf_counter() - since

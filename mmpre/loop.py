@@ -65,6 +65,12 @@ class Step:
     skipped: bool
     keys: Sequence[str]
 
+    @property
+    def picked(self) -> dict[str, float]:
+        """The share of its role's ordinary tokens that each pick took in this step, as the workers counted them."""
+        names = [name.removeprefix("picked:") for name in self.counts if name.startswith("picked:")]
+        return {name: self.counts[f"picked:{name}"] / max(1, self.counts[f"ordinary:{name}"]) for name in names}
+
 
 class Tally:
     """Sums of loss terms and metrics, and what each is divided by once all counts are known."""

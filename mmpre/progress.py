@@ -15,12 +15,13 @@ PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
 
 
 class Progress:
-    """Loss per task, tokens a second and the time left; one process of a run shows it, the others are quiet."""
+    """Loss per task, what each pick took, tokens a second, the time left; one process of a run shows it."""
 
     def __init__(self, total: int, out: Path, *, quiet: bool = False) -> None:
         self.total, self.out, self.quiet = total, out, quiet
         self.console = Console(file=sys.stderr)
         self.losses: dict[str, float] = {}
+        self.picked: dict[str, float] = {}
         self.spoke = 0.0
         self.bar: Bar | None = None
 
@@ -41,9 +42,14 @@ class Progress:
     def step(self, done: int, one: Step, rate: float) -> None:
         before = self.losses.get(one.task, one.loss)
         self.losses[one.task] = one.loss if one.skipped else 0.9 * before + 0.1 * one.loss
+        for name, share in one.picked.items():
+            self.picked[name] = 0.9 * self.picked.get(name, share) + 0.1 * share
         if self.quiet:
             return
         text = " ".join(f"{name} {loss:.3f}" for name, loss in sorted(self.losses.items()))
+        if self.picked:
+            hidden = ", ".join(f"{name} {100 * share:.1f} %" for name, share in sorted(self.picked.items()))
+            text += f"  picked {hidden}"
         if self.bar:
             self.bar.update(self.task, completed=done, description=text, rate=f"{rate:,.0f} tokens/s")
         elif time.monotonic() - self.spoke > PLAIN_SECONDS or done == self.total:

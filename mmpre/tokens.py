@@ -240,7 +240,8 @@ class Batch:
     """A micro-batch: rows sorted by length, laid end to end; `order_B` has the number of each among those given.
 
     `clean` holds the tokens that targets are read from, `seen` what the encoder may see, `replaced` which of the
-    seen tokens stand for a hidden one. `labels` has a value per row. `counts` are what losses are divided by.
+    seen tokens stand for a hidden one. `labels` has a value per row. `counts` are what losses are divided by: rows,
+    tokens (those seen), and for each pick picked:NAME, the tokens it took, and ordinary:NAME, those it chose from.
     A row whose sample could not be read is missing from all of these.
     """
 
@@ -320,7 +321,9 @@ def pack(rows: Sequence[Row], plan_of: Callable[[Layout], Any]) -> Batch:
     layout = Layout({role: seen[role].lengths_B for role in roles})
     _ = layout.index, layout.source_N  # made here, in the worker, not on the device
     picked = {name: _pack_picked([row.picked[name] for row in rows], clean, seen) for name in rows[0].picked}
-    counts = {"rows": len(rows), "tokens": layout.size} | {f"picked:{name}": len(p) for name, p in picked.items()}
+    counts = {"rows": len(rows), "tokens": layout.size}
+    for name, one in picked.items():
+        counts |= {f"picked:{name}": len(one), f"ordinary:{name}": int((clean[one.role].special_N < 0).sum())}
     return Batch(
         clean=clean, seen=seen, picked=picked, layout=layout, plan=plan_of(layout), counts=counts,
         replaced={role: torch.cat([row.replaced[role] for row in rows]) for role in roles},

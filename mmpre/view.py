@@ -8,7 +8,7 @@ import torch
 from mmpre.attention import Attend, Full
 from mmpre.data.sample import Sample
 from mmpre.draw import Draw
-from mmpre.masking.protocol import Corruption, Mask, untouched
+from mmpre.masking.protocol import Borrower, Corruption, Mask, SampleMask, untouched
 from mmpre.modality import Reader
 from mmpre.tokens import Picked, Row, Tokens
 
@@ -35,10 +35,12 @@ class View:
     """Picks by name, what hides them, who may attend to whom, and which roles come from another sample.
 
     `corruption` serves every pick of this view, or each pick by name. A pick without one stays visible.
+    `cuts` add fields to a role's tokens once they are read, such as units that are picked together (masking/units.py).
     `roles` limits the view to some of the objective's roles; None means all of them.
     """
 
-    picks: Mapping[str, Mask] = field(default_factory=dict)
+    cuts: Mapping[str, Callable[[Tokens, Draw], Tokens]] = field(default_factory=dict)
+    picks: Mapping[str, Mask | SampleMask] = field(default_factory=dict)
     corruption: Corruption | Mapping[str, Corruption] | None = None
     donors: Mapping[str, OtherSample] = field(default_factory=dict)
     attend: Attend = field(default_factory=Full)
@@ -48,7 +50,7 @@ class View:
         self, sample: Sample, readers: Mapping[str, Reader], draw: Draw, donor: Callable[[str, int], Sample]
     ) -> Row:
         """Make one row. `donor(role, k)` reads the k-th other sample that the data order offers for this row."""
-        clean, labels = {}, {}
+        clean, labels, sources = {}, {}, {}
         for role, reader in readers.items():
             if self.roles is not None and role not in self.roles:
                 continue
@@ -56,8 +58,18 @@ class View:
             if role in self.donors:
                 source, matched = self._source(role, reader, sample, draw, donor)
                 labels[self.donors[role].label] = torch.tensor(matched)
-            clean[role] = reader.tokenize(source, draw.child("tokenize", role))
-        return self._masked(sample.key, clean, labels, draw)
+            sources[role] = source
+            clean[role] = self._read(role, reader, source, draw.child("tokenize", role))
+
+        def lend(role: str) -> Callable[[], Tokens]:
+            named = f"lent {role}"
+            return lambda: self._read(role, readers[role], donor(named, 0), draw.child("tokenize", named))
+
+        return self._masked(sample.key, clean, labels, sources, lend, draw)
+
+    def _read(self, role: str, reader: Reader, source: Sample, draw: Draw) -> Tokens:
+        tokens = reader.tokenize(source, draw)
+        return self.cuts[role](tokens, draw.child("cut")) if role in self.cuts else tokens
 
     def _source(
         self, role: str, reader: Reader, sample: Sample, draw: Draw, donor: Callable[[str, int], Sample]
@@ -72,11 +84,15 @@ class View:
                 return other, 0
         return sample, 1
 
-    def _masked(self, key: str, clean: dict[str, Tokens], labels: dict[str, torch.Tensor], draw: Draw) -> Row:
+    def _masked(
+        self, key: str, clean: dict[str, Tokens], labels: dict[str, torch.Tensor], sources: dict[str, Sample],
+        lend: Callable[[str], Callable[[], Tokens]], draw: Draw,
+    ) -> Row:  # fmt: skip
         seen = {role: untouched(tokens) for role, tokens in clean.items()}
-        index = {name: mask(clean[mask.role], draw.child("pick", name)) for name, mask in self.picks.items()}
+        masks = {n: m.of(sources[m.role]) if isinstance(m, SampleMask) else m for n, m in self.picks.items()}
+        index = {name: mask(clean[mask.role], draw.child("pick", name)) for name, mask in masks.items()}
         corrupted: dict[str, str] = {}
-        for name, mask in self.picks.items():
+        for name, mask in masks.items():
             corruption = self.corruption.get(name) if isinstance(self.corruption, Mapping) else self.corruption
             if corruption is None:
                 continue
@@ -86,11 +102,15 @@ class View:
                     "one corruption a role and view: join the masks, or give one of them no corruption"
                 )
             corrupted[mask.role] = name
+            if isinstance(corruption, Borrower):
+                corruption = corruption.borrowing(lend(mask.role))
             seen[mask.role] = corruption(clean[mask.role], index[name], draw.child("corrupt", name))
         picked = {}
-        for name, mask in self.picks.items():
+        for name, mask in masks.items():
             moved = seen[mask.role].index_map
             picked[name] = Picked(mask.role, index[name], index[name] if moved is None else moved[index[name]])
+        for role, name in corrupted.items():
+            picked |= {f"{name}.{more}": Picked(role, *places) for more, places in seen[role].also.items()}
         return Row(
             key=key, clean=clean, picked=picked, labels=labels,
             seen={role: one.tokens for role, one in seen.items()},

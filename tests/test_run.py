@@ -15,8 +15,10 @@ import torch
 import webdataset
 
 import mmpre
+from mmpre.loop import Step
 from mmpre.metrics import read_metrics
 from mmpre.options import RunOptions
+from mmpre.progress import Progress
 from mmpre.run import RunError
 
 TONES = Path(__file__).parent / "tones.py"
@@ -97,6 +99,20 @@ def test_a_run_learns_and_keeps_its_best_weights(unbroken):
     assert len(held_out) == 3
     best = mmpre.load(unbroken, best=True).checkpoint
     assert best.state["best"]["loss"] == min(held_out)
+
+
+def test_the_share_that_a_pick_really_took_is_logged_in_every_step_and_shown(unbroken, capsys):
+    shares = [line["picked"]["note"] for line in lines(unbroken) if "loss" in line]
+    assert len(shares) == 60 and len(set(shares)) > 30
+    # 4 to 11 notes, each picked with 0.3, and one of them where none is: 0.7^n of the rows
+    expected = sum(0.3 * n + 0.7**n for n in range(4, 12)) / sum(range(4, 12))
+    assert abs(np.mean(shares) - expected) < 0.02
+    counts = {"tokens": 40, "picked:note": 10, "ordinary:note": 40, "picked:none": 0, "ordinary:none": 0}
+    one = Step(0, "pitch", 1.5, {}, 1.0, 0.1, counts, [], False, [])
+    assert one.picked == {"note": 0.25, "none": 0.0}
+    with Progress(1, Path("run")) as progress:
+        progress.step(1, one, 100.0)
+    assert "pitch 1.500  picked none 0.0 %, note 25.0 %  100 tokens/s" in capsys.readouterr().err
 
 
 def test_a_run_killed_at_random_moments_and_resumed_with_other_workers_ends_bit_for_bit_alike(

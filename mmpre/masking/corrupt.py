@@ -4,11 +4,12 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmpre.draw import Draw
 from mmpre.masking.protocol import Corrupted
+from mmpre.masking.units import first_of_unit
 from mmpre.tokens import Tokens
 
 
@@ -17,8 +18,9 @@ class BertReplace:
     """Of the picked tokens, show the mask for a share, a random id for another, and the token itself for the rest.
 
     Random ids are drawn from `random_ids` = (first, last + 1). Only masks are marked as replaced: a random id and a
-    kept token are meant to be read as they stand.
-    Source: Devlin et al. 2018, arXiv:1810.04805, section 3.1.
+    kept token are meant to be read as they stand. With `unit` (see units.py) all picked tokens of a unit fare alike.
+    Source: Devlin et al. 2018, arXiv:1810.04805, section 3.1. ELECTRA's generator (arXiv:2003.10555) keeps 0.15 and
+    takes no random id; GPT-BERT (arXiv:2410.24159) decides for whole spans.
     """
 
     mask_id: int
@@ -26,6 +28,7 @@ class BertReplace:
     mask: float = 0.8
     random: float = 0.1
     field: str = "ids"
+    unit: str | None = None
 
     def __post_init__(self) -> None:
         if not (self.mask >= 0 and self.random >= 0 and self.mask + self.random <= 1):
@@ -40,6 +43,8 @@ class BertReplace:
         device = index_M.device
         rng = draw.rng("replace", device=device)
         chance_M = torch.rand(len(index_M), generator=rng, device=device)
+        if self.unit is not None:
+            chance_M = _alike(chance_M, first_of_unit(tokens, self.unit)[index_M])
         random_M = torch.randint(*self.random_ids, (len(index_M),), generator=rng, device=device)
         ids_N = tokens[self.field].clone()
         masked_M = chance_M < self.mask
@@ -48,6 +53,14 @@ class BertReplace:
         replaced_N = torch.zeros(len(tokens), dtype=torch.bool, device=device)
         replaced_N[index_M] = masked_M
         return Corrupted(tokens.with_values(**{self.field: ids_N}), replaced_N)
+
+
+def _alike(chance_M: Float[Tensor, "M"], first_M: Int[Tensor, "M"]) -> Float[Tensor, "M"]:
+    """The chance of the first picked token of its unit, for each picked token."""
+    starts_M = torch.ones_like(first_M, dtype=torch.bool)
+    starts_M[1:] = first_M[1:] != first_M[:-1]
+    number_M = torch.arange(len(first_M), device=first_M.device)
+    return chance_M[number_M.masked_fill(~starts_M, 0).cummax(0).values] if len(first_M) else chance_M
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,24 @@
 """What a mask and a corruption are."""
-# N tokens, M picked tokens
+# N tokens, n seen ones, M picked tokens, B rows
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from mmpre.data.sample import Sample
 from mmpre.draw import Draw
 from mmpre.tokens import Tokens
 
 
 class Mask(Protocol):
-    """Picks tokens of one role."""
+    """Picks tokens of one role, of a row in a worker; where its docstring says so, of a batch on a device as well.
+
+    A batch of one row is picked like the row, by the same draw.
+    """
 
     role: str
 
@@ -22,24 +27,42 @@ class Mask(Protocol):
         ...
 
 
+@runtime_checkable
+class SampleMask(Protocol):
+    """A mask that depends on which sample it is; a view asks it for the mask of each."""
+
+    role: str
+
+    def of(self, sample: Sample) -> Mask: ...
+
+
 @dataclass(frozen=True)
 class Corrupted:
     """What is left for the encoder to see after a corruption.
 
     `replaced_N` marks seen tokens that stand for a hidden one (a picked token may also be kept as it is).
     `index_map` gives, for every clean token, its number among the seen ones, -1 where it was dropped; None means
-    that nothing moved.
+    that nothing moved. `also` names further places that the corruption made, each as numbers of clean tokens and of
+    seen ones; a view makes them picks called "PICK.NAME".
     """
 
     tokens: Tokens
-    replaced_N: Bool[Tensor, "N"]
-    index_map: Int[Tensor, "n"] | None = None
+    replaced_N: Bool[Tensor, "n"]
+    index_map: Int[Tensor, "N"] | None = None
+    also: Mapping[str, tuple[Int[Tensor, "m"], Int[Tensor, "m"]]] = field(default_factory=dict)
 
 
 class Corruption(Protocol):
     """Hides picked tokens; the same call serves a row in a worker and a batch on the device."""
 
     def __call__(self, tokens: Tokens, index_M: Int[Tensor, "M"], draw: Draw) -> Corrupted: ...
+
+
+@runtime_checkable
+class Borrower(Protocol):
+    """A corruption that shows something of another sample; a view lends it the other's tokens, of the same role."""
+
+    def borrowing(self, other: Callable[[], Tokens]) -> Corruption: ...
 
 
 def untouched(tokens: Tokens) -> Corrupted:

@@ -1,5 +1,5 @@
 """Masks that pick tokens independently of what they are."""
-# N tokens, M picked tokens
+# N tokens, M picked tokens, B rows
 
 from dataclasses import dataclass
 
@@ -8,29 +8,44 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mmpre.draw import Draw
+from mmpre.masking.rows import row_numbers
+from mmpre.masking.schedule import Share, check_share, share_at
+from mmpre.masking.units import first_of_unit
 from mmpre.tokens import Tokens
+
+NEVER = 2.0  # above every chance
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomTokens:
-    """Pick each of a row's ordinary tokens with the same chance, and at least one of them.
+    """Pick each ordinary token with the same chance, and at least one in each row, unless `at_least_one` is False.
 
-    Works on one row. UNITER (Chen et al. 2019, arXiv:1909.11740) and BERT (arXiv:1810.04805) at a rate of 0.15.
+    With `unit`, a field that numbers what belongs together (see units.py), whole units are picked, each with the same
+    chance. Works on a row or on a batch.
+
+    BERT (arXiv:1810.04805) and UNITER (Chen et al. 2019, arXiv:1909.11740) at a rate of 0.15; LXMERT (Tan & Bansal
+    2019, arXiv:1908.07490) where no token at all may be picked; ERNIE-Gram (Xiao et al. 2020, arXiv:2010.12148) picks
+    0.15 of its n-grams.
     """
 
     role: str
-    rate: float
+    rate: Share
+    unit: str | None = None
+    at_least_one: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.rate < 1:
-            raise ValueError(f"RandomTokens: rate must lie between 0 and 1, got {self.rate}; 15 percent is 0.15")
+        check_share("RandomTokens", "rate", self.rate)
 
     def __call__(self, tokens: Tokens, draw: Draw) -> Int[Tensor, "M"]:
-        """Return index_M, sorted; empty only where every token is special."""
-        chance_N = torch.rand(len(tokens), generator=draw.rng("random"))
-        chance_N = chance_N.masked_fill_(tokens.special_N >= 0, 2.0)
-        index_M = (chance_N < self.rate).nonzero().squeeze(1)
-        if len(index_M) or not len(tokens):
-            return index_M
-        lowest = chance_N.argmin(dim=0, keepdim=True)  # every ordinary token is as likely to be it
-        return lowest[chance_N[lowest] < 2.0]
+        """Return index_M, sorted. A row has none where every token is special."""
+        device = tokens.special_N.device
+        chance_N = torch.rand(len(tokens), generator=draw.rng("random", device=device), device=device)
+        if self.unit is not None:
+            chance_N = chance_N[first_of_unit(tokens, self.unit)]
+        chance_N = chance_N.masked_fill(tokens.special_N >= 0, NEVER)
+        picked_N = chance_N < share_at("RandomTokens", "rate", self.rate, draw.step)
+        if self.at_least_one:  # the lowest is picked anyway where any is; every token is as likely to be it
+            row_N = row_numbers(tokens)
+            lowest_B = chance_N.new_full((len(tokens.lengths_B),), NEVER).scatter_reduce(0, row_N, chance_N, "amin")
+            picked_N = picked_N | ((chance_N == lowest_B[row_N]) & (chance_N < NEVER))
+        return picked_N.nonzero().squeeze(1)
