@@ -1,0 +1,163 @@
+"""Numbers that depend on the step alone: learning-rate schedules, and ramps of other numbers.
+
+All are pure functions of the step, so that a resumed run goes on with the same ones. A warm-up of `warmup` steps rises
+from 1 / (warmup + 1) of the peak and is at the peak at step `warmup`, the first after it.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+
+class Schedule(Protocol):
+    def factor(self, step: int) -> float:
+        """What the peak learning rate is multiplied by at a step, counted from 0."""
+        ...
+
+
+@runtime_checkable
+class Ramp(Protocol):
+    def at(self, step: int) -> float:
+        """The number's value at a step, counted from 0."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant:
+    """Linear warm-up over `warmup` steps, then constant."""
+
+    warmup: int = 0
+
+    def factor(self, step: int) -> float:
+        return min(1.0, (step + 1) / (self.warmup + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """Linear warm-up over `warmup` steps, then linear decay to `floor` of the peak at step `total`."""
+
+    warmup: int
+    total: int
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self, self.warmup, self.total, self.floor)
+
+    def factor(self, step: int) -> float:
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        left = max(0.0, (self.total - step) / (self.total - self.warmup))
+        return self.floor + (1 - self.floor) * left
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """Linear warm-up over `warmup` steps, then half a cosine down to `floor` of the peak at step `total`.
+
+    With a `cooldown`, the cosine ends that many steps earlier and the rate falls linearly from `floor` to 0 at `total`
+    (GPT-BERT, Charpentier & Samuel 2024, arXiv:2410.24159).
+    """
+
+    warmup: int
+    total: int
+    floor: float = 0.0
+    cooldown: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self, self.warmup, self.total, self.floor, self.cooldown)
+
+    def factor(self, step: int) -> float:
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        end = self.total - self.cooldown
+        if self.cooldown and step >= end:
+            return self.floor * max(0.0, (self.total - step) / self.cooldown)
+        passed = min(1.0, (step - self.warmup) / (end - self.warmup))
+        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * passed)) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class InverseSqrt:
+    """Linear warm-up over `warmup` steps, then falling with the root of the step, but not below `floor` of the peak.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762. It has no end: steps may be added to a run.
+    """
+
+    warmup: int
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self, self.warmup, None, self.floor)
+
+    def factor(self, step: int) -> float:
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        return max(self.floor, math.sqrt((self.warmup + 1) / (step + 1)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WSD:
+    """Warm-up, stable, decay: the peak is held until `decay` steps before `total`, then linear to `floor` of it.
+
+    Source: Hu et al. 2024 (MiniCPM), arXiv:2404.06395, with the linear decay of Gisserot-Boukhlef et al. 2025
+    (arXiv:2507.00994).
+    """
+
+    warmup: int
+    total: int
+    decay: int
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self, self.warmup, self.total, self.floor, self.decay)
+
+    def factor(self, step: int) -> float:
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        if step <= self.total - self.decay:
+            return 1.0
+        left = max(0.0, (self.total - step) / max(self.decay, 1))
+        return self.floor + (1 - self.floor) * left
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearRamp:
+    """From `first` at step 0 to `last` at step `steps`, and `last` from then on."""
+
+    first: float
+    last: float
+    steps: int
+
+    def at(self, step: int) -> float:
+        return self.last + (self.first - self.last) * max(0.0, 1 - step / max(self.steps, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineRamp:
+    """From `first` at step 0 to `last` at step `steps` by half a cosine, and `last` from then on."""
+
+    first: float
+    last: float
+    steps: int
+
+    def at(self, step: int) -> float:
+        return self.last - (self.last - self.first) * (1 + math.cos(math.pi * min(1.0, step / max(self.steps, 1)))) / 2
+
+
+def _check(schedule: Schedule, warmup: int, total: int | None, floor: float, last: int = 0) -> None:
+    """Refuse a schedule whose parts do not fit into its steps. `last` are the steps of a part at its end."""
+    name, problems = type(schedule).__name__, []
+    if total is None and warmup < 0:
+        problems.append(f"warmup must not be negative, got {warmup}")
+    if total is not None and not 0 <= warmup < total:
+        problems.append(
+            f"warmup must lie between 0 and total - 1, got warmup {warmup} of {total} steps; "
+            "shorten the warm-up with the steps"
+        )
+    elif total is not None and not 0 <= last < total - warmup + isinstance(schedule, WSD):
+        part = "decay" if isinstance(schedule, WSD) else "cooldown"
+        problems.append(f"{part} must fit behind the warm-up, got {part} {last}, warmup {warmup} of {total} steps")
+    if not 0 <= floor <= 1:
+        problems.append(f"floor is a share of the peak, between 0 and 1, got {floor}")
+    if problems:
+        raise ValueError(f"{name}: " + "; ".join(problems))
