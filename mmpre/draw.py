@@ -5,6 +5,8 @@ workers share it, nor on where it was interrupted.
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +55,17 @@ class Draw:
     def rng(self, *purpose: Key, device: torch.device | str = "cpu") -> torch.Generator:
         """A fresh generator for one purpose; two calls with the same purpose give the same numbers."""
         return torch.Generator(device).manual_seed(self.hash(*purpose))
+
+    @contextmanager
+    def seeding_torch(self, *purpose: Key) -> Iterator[None]:
+        """For code that draws from torch's own generator (torchvision): seeded here, and left as it was before."""
+        generator = torch.default_generator
+        state = generator.get_state()
+        generator.manual_seed(self.hash(*purpose))
+        try:
+            yield
+        finally:
+            generator.set_state(state)
 
     def uniform(self, *purpose: Key) -> float:
         """One number in [0, 1)."""

@@ -53,7 +53,8 @@ class ImageReader:
     def tokenize(self, sample: Sample, draw: Draw) -> Tokens:
         picture = sample.image(self.suffixes)
         if self.transform is not None:
-            picture = _seeded(self.transform, picture, draw.hash("transform"))
+            with draw.seeding_torch("transform"):
+                picture = self.transform(picture)
             if not isinstance(picture, Image.Image):
                 raise TypeError(
                     f"ImageReader: transform must return a PIL picture, got {type(picture).__name__}; leave conversion "
@@ -154,14 +155,3 @@ class ImagePatches(nn.Module):
         x_ND = torch.where(replaced_N[:, None], self.mask_D, self.project(f_NE))
         x_ND = torch.where((tokens.special_N == CLS)[:, None], self.cls_D, x_ND)
         return x_ND + self.places(tokens)
-
-
-def _seeded(transform: Callable[[Image.Image], Image.Image], picture: Image.Image, seed: int) -> Image.Image:
-    """Call a transform that draws from torch's generator, and leave that generator as it was."""
-    generator = torch.default_generator
-    state = generator.get_state()
-    generator.manual_seed(seed)
-    try:
-        return transform(picture)
-    finally:
-        generator.set_state(state)
