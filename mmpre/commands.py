@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from mmpre.plugins import PluginError, find_recipe, names, survey
+from mmpre.plugins import PluginError, find_modality, find_recipe, names, survey
 
 Paths = tyro.conf.Positional[tuple[str, ...]]
 
@@ -248,8 +248,9 @@ def inspect(rest: list[str]) -> None:
 
 def tokenizer(rest: list[str]) -> None:
     def go(
-        shards: Paths, out: Path, kind: Annotated[str, tyro.conf.arg(help="wordpiece, bpe or unigram")] = "wordpiece",
-        vocab: int = 16_000, suffix: str = "txt", lowercase: bool = True,
+        shards: Paths, out: Path,
+        kind: Annotated[str, tyro.conf.arg(help="wordpiece, bpe, unigram or letters (no words: DNA)")] = "wordpiece",
+        vocab: int = 16_000, suffix: str = "txt", lowercase: bool = True, modality: str | None = None,
     ) -> None:  # fmt: skip
         """Train a tokenizer on the texts of some shards.
 
@@ -259,10 +260,17 @@ def tokenizer(rest: list[str]) -> None:
             vocab: Number of pieces at most.
             suffix: The members that hold the texts.
             lowercase: Make all texts lower case.
+            modality: One that says what its texts are, such as dna, or the path of its file; in place of a suffix.
         """
         from mmpre.data.tokenizer import train_tokenizer
 
-        print(train_tokenizer(list(shards), out, kind=kind, vocab=vocab, suffix=suffix, lowercase=lowercase))
+        corpus = getattr(find_modality(modality), "corpus", None) if modality else None
+        if modality and corpus is None:
+            raise PluginError(f"modality {modality} does not say what its texts are (corpus); name --suffix instead")
+        made = train_tokenizer(
+            list(shards), out, kind=kind, vocab=vocab, suffix=suffix, lowercase=lowercase, corpus=corpus
+        )
+        print(made)
 
     tyro.cli(go, args=rest, prog="mmpre data tokenizer")
 

@@ -83,6 +83,12 @@ def find_data_set(name: str) -> ModuleType:
     return module
 
 
+def find_modality(name: str) -> ModuleType:
+    """The module of a modality, by name or by the path of its file; it may define `corpus(sample)`, the texts that a
+    tokenizer of it is trained on."""
+    return _load_file(Path(name), "modality") if name.endswith(".py") else _import(_find("modality", name))
+
+
 def find_benchmark(name: str) -> ModuleType:
     """The module of a benchmark: `run(settings)` (see mmpre.benchmark) and `description`."""
     return _import(_find("benchmark", name))
@@ -111,7 +117,7 @@ def _find(kind: str, name: str) -> EntryPoint:
     points = list(entry_points(group=GROUPS[kind], name=name))
     if not points:
         known = names(kind)
-        hint = ", or give the path of a .py file" if kind in ("recipe", "data set") else ""
+        hint = ", or give the path of a .py file" if kind != "benchmark" else ""
         raise PluginError(f"there is no {kind} {name!r}{_nearest(name, known)}{hint}")
     return sorted(points, key=lambda point: point.value)[0]
 

@@ -44,7 +44,7 @@ def test_a_trained_tokenizer_is_small_and_reads_text(texts, tmp_path, kind):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "sentencepiece"}, "kind must be one of wordpiece, bpe, unigram, got 'sentencepiece'"),
+        ({"kind": "sentencepiece"}, "kind must be one of wordpiece, bpe, unigram, letters, got 'sentencepiece'"),
         ({"vocab": 3}, "vocab must be more than the 5 special tokens, got 3"),
         ({"suffix": "caption"}, "no sample of .* has a readable .caption"),
     ],

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -13,16 +13,18 @@ from mmpre.data.sample import BadMember, Sample
 from mmpre.data.shards import CorruptSample, ShardReader
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-KINDS = ("wordpiece", "bpe", "unigram")
+KINDS = ("wordpiece", "bpe", "unigram", "letters")
+Corpus = Callable[[Sample], Iterable[str]]
 
 
 def train_tokenizer(
     shards: Sequence[str | Path], out: Path, *, kind: str = "wordpiece", vocab: int = 16_000, suffix: str = "txt",
-    lowercase: bool = True,
+    lowercase: bool = True, corpus: Corpus | None = None,
 ) -> Path:  # fmt: skip
-    """Write a tokenizer.json trained on all texts of some shards.
+    """Write a tokenizer.json trained on all texts of some shards, or on what `corpus` makes of each sample.
 
-    The same texts give the same WordPiece or BPE file; the library does not repeat the training of a Unigram one.
+    `letters` are byte pairs of sequences without words (DNA), every letter as it is written. The same texts give the
+    same file, except for unigram: the library does not repeat its training.
     Samples without a readable text are passed over. Raises ValueError where no text is left, or for an unknown kind.
     """
     if kind not in KINDS:
@@ -31,16 +33,18 @@ def train_tokenizer(
         raise ValueError(f"tokenizer: vocab must be more than the {len(SPECIALS)} special tokens, got {vocab}")
     normalizer = normalizers.Sequence([normalizers.NFC(), *([normalizers.Lowercase()] if lowercase else [])])
     counted = [0]
-    texts = _texts(shards, suffix, counted)
+    texts = _texts(shards, corpus or (lambda sample: [sample.text((suffix,))]), counted)
     if kind == "wordpiece":
         made = _wordpiece(texts, vocab, normalizer)
     else:
         made, trainer = _make(kind, vocab)
-        made.normalizer = normalizer
+        if kind != "letters":
+            made.normalizer = normalizer
         made.train_from_iterator(texts, trainer)
     if not counted[0]:
         raise ValueError(
-            f"tokenizer: no sample of {', '.join(map(str, shards))} has a readable .{suffix}; name --suffix"
+            f"tokenizer: no sample of {', '.join(map(str, shards))} has a readable "
+            + ("member of that modality" if corpus else f".{suffix}; name --suffix")
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.part")
@@ -77,6 +81,10 @@ def _wordpiece(texts: Iterable[str], vocab: int, normalizer: normalizers.Normali
 
 
 def _make(kind: str, vocab: int) -> tuple[tokenizers.Tokenizer, trainers.Trainer]:
+    if kind == "letters":
+        made = tokenizers.Tokenizer(models.BPE())
+        made.decoder = decoders.Fuse()
+        return made, trainers.BpeTrainer(vocab_size=vocab, special_tokens=SPECIALS, show_progress=False)
     if kind == "bpe":
         made = tokenizers.Tokenizer(models.BPE())
         made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()
@@ -91,14 +99,14 @@ def _make(kind: str, vocab: int) -> tuple[tokenizers.Tokenizer, trainers.Trainer
     )
 
 
-def _texts(shards: Sequence[str | Path], suffix: str, counted: list[int]) -> Iterator[str]:
+def _texts(shards: Sequence[str | Path], corpus: Corpus, counted: list[int]) -> Iterator[str]:
     opened = open_shards(list(shards))
     reader = ShardReader(opened)
     for i in range(len(opened)):
         try:
             digest, key = opened.identity(i)
-            text = Sample(key, "", digest, reader.read(i)).text((suffix,))
+            for text in corpus(Sample(key, "", digest, reader.read(i))):
+                counted[0] += 1
+                yield text
         except (BadMember, CorruptSample):
             continue
-        counted[0] += 1
-        yield text

@@ -6,6 +6,7 @@ Window lengths are measured once and kept beside the shards, by the reader's dig
 import hashlib
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mmpre.data.shards import CorruptSample, ShardReader, Sidecar
 from mmpre.modality import Reader
 
 log = logging.getLogger(__name__)
+KEPT_BYTES = 64 << 20  # of samples that are cut into windows, so that each window does not read all of its sample again
 
 
 class TooFewSamplesError(ValueError):
@@ -35,6 +37,7 @@ class Units:
         every unit is a sample of unknown length."""
         self.reader, self.sidecars, self.windows = reader, tuple(sidecars), windows
         self.shards = reader.shards
+        self._kept: OrderedDict[int, Sample] = OrderedDict()
 
     def __len__(self) -> int:
         return int(self.windows[0][-1]) if self.windows else len(self.shards)
@@ -56,12 +59,30 @@ class Units:
         return self.shards.locate(sample)[0].path.name, self.shards.key(sample)
 
     def sample(self, unit: int) -> Sample:
+        """A unit's sample. Those cut into windows are kept for a while: their other windows come soon in the order."""
         number, window = self.place(unit)
+        if self.windows is None:
+            return self._read(number)
+        if number not in self._kept:
+            self._kept[number] = self._read(number)
+            while len(self._kept) > 1 and sum(map(_size, self._kept.values())) > KEPT_BYTES:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(number)
+        return self._kept[number].at_window(window)
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_kept": OrderedDict()}
+
+    def _read(self, number: int) -> Sample:
         members = self.reader.read(number)
         for sidecar in self.sidecars:
             members = members | sidecar.read(number)
         digest, key = self.shards.identity(number)
-        return Sample(key, self.shards.locate(number)[0].path.name, digest, members, window)
+        return Sample(key, self.shards.locate(number)[0].path.name, digest, members)
+
+
+def _size(sample: Sample) -> int:
+    return sum(map(len, sample.members.values()))
 
 
 def measure(units: Units, readers: Iterable[Reader], cache: Path) -> Units:
