@@ -1,16 +1,18 @@
 """Attention over a packed batch: one function for each way to compute it, and `attend`, which chooses one.
 
 groups    one call per run of rows of equal length; CPU, and everywhere that the others do not serve
-xformers  memory_efficient_attention; CUDA
-varlen    torch's own varlen attention; CUDA in half precision, where xFormers is missing
+xformers  memory_efficient_attention; CUDA, where it has a bias object for the plan
+varlen    torch's own varlen attention; CUDA in half precision, full and causal, where xFormers is missing
+flex      torch's flex_attention, which is compiled for the plan and the bias; CUDA, for all that the two above lack
 dense     row by row with an explicit softmax, in float32 or better; what the others are tested against
 
-The environment variable MMPRE_ATTENTION forces one of them by name.
+The environment variable MMPRE_ATTENTION forces one of them by name. A token that may see no one reads zeros.
 """
-# N tokens of the packed batch, H heads, K width of a head, n tokens of one row, g rows of equal length t
+# N tokens of the packed batch, M that are read (N in self-attention), H heads, K width of a head
+# g rows of n tokens that read m
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import torch
@@ -18,8 +20,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 
 from mmpre.attention import Plan
+from mmpre.attention_bias import Bias
+from mmpre.attention_rules import CAUSAL, EVERYONE, Band
 from mmpre.dropout import keep_like
 
 HALF = (torch.bfloat16, torch.float16)
@@ -28,39 +33,48 @@ LONGEST_EXPLICIT = 1024  # beyond it the scores of a group cost more memory than
 
 def attend(
     q_NHK: Float[Tensor, "N H K"],
-    k_NHK: Float[Tensor, "N H K"],
-    v_NHK: Float[Tensor, "N H K"],
+    k_MHK: Float[Tensor, "M H K"],
+    v_MHK: Float[Tensor, "M H K"],
     plan: Plan,
     *,
+    bias: Bias | None = None,
     dropout: float = 0.0,
 ) -> Float[Tensor, "N H K"]:
     """Let each token read the others of its row, as the plan allows; scores are divided by the root of K.
 
-    `dropout` is the share of attention weights set to 0: pass 0 outside of training.
+    `bias` is added to the scores after that. `dropout` is the share of attention weights set to 0: pass 0 outside of
+    training.
     """
-    if not plan.groups:  # no token at all
-        return v_NHK
+    if plan.layers:
+        raise ValueError("attend: this plan differs by layer; take one by plan.of_layer, as Encoder does")
+    if bias is not None and plan.keys is not None:
+        raise ValueError("attend: a bias needs distances, which two sequences do not have; use bias=None here")
+    if not plan.groups or not len(k_MHK):  # no token at all
+        return q_NHK * 0 + 0 * (k_MHK.sum() + v_MHK.sum())  # zeros, with gradients
     forced = os.environ.get("MMPRE_ATTENTION")
     if forced and forced not in BACKENDS:
         raise ValueError(f"MMPRE_ATTENTION: must be one of {', '.join(BACKENDS)}, or unset, got {forced!r}")
-    name = forced or _best(q_NHK, dropout)
-    return BACKENDS[name](q_NHK, k_NHK, v_NHK, plan, dropout)
+    name = forced or _best(q_NHK, plan, bias, dropout)
+    return BACKENDS[name](q_NHK, k_MHK, v_MHK, plan, bias, dropout)
 
 
 def attention_probabilities(
-    q_NHK: Float[Tensor, "N H K"], k_NHK: Float[Tensor, "N H K"], plan: Plan
-) -> list[Float[Tensor, "H n n"]]:
+    q_NHK: Float[Tensor, "N H K"], k_MHK: Float[Tensor, "M H K"], plan: Plan, bias: Bias | None = None
+) -> list[Float[Tensor, "H n m"]]:
     """Return each row's attention weights (slow: for pictures and tests); who may not attend gets 0."""
     with torch.autocast(q_NHK.device.type, enabled=False):
-        return [_weights(q_NHK[row], k_NHK[row], plan, i) for i, row in enumerate(_rows(plan))]
+        return [_weights(q_NHK[n], k_MHK[m], plan, bias, row) for row, (n, m) in enumerate(_rows(plan))]
 
 
-def _best(q_NHK: Tensor, dropout: float) -> str:
+def _best(q_NHK: Tensor, plan: Plan, bias: Bias | None, dropout: float) -> str:
     if q_NHK.device.type != "cuda":
         return "groups"
-    if _has_xformers():
+    if bias is None and _has_xformers() and plan.xformers_bias is not None:
         return "xformers"
-    return "varlen" if q_NHK.dtype in HALF and not dropout else "groups"
+    if bias is None and plan.rule in (EVERYONE, CAUSAL) and q_NHK.dtype in HALF and not dropout:
+        return "varlen"
+    # flex_attention has no dropout
+    return "groups" if dropout or (bias is None and plan.rule in (EVERYONE, CAUSAL)) else "flex"
 
 
 @cache
@@ -72,82 +86,149 @@ def _has_xformers() -> bool:
     return True
 
 
-def _groups(q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, plan: Plan, dropout: float) -> Tensor:
+def _groups(q_NHK: Tensor, k_MHK: Tensor, v_MHK: Tensor, plan: Plan, bias: Bias | None, dropout: float) -> Tensor:
     # On a CPU torch's fused kernel refuses dropout, and in half precision its backward pass takes two to four times
     # as long as the scores written out; in float32 it is the faster one (measured at 20 to 512 tokens, torch 2.10).
-    short = max(length for _, length in plan.groups) <= LONGEST_EXPLICIT
+    short = max(max(n, m) for _, n, m in plan.groups) <= LONGEST_EXPLICIT
     if q_NHK.device.type == "cpu" and (dropout or (q_NHK.dtype in HALF and short)):
-        return _groups_explicit(q_NHK, k_NHK, v_NHK, plan, dropout)
-    sizes = [rows * length for rows, length in plan.groups]
+        return _groups_explicit(q_NHK, k_MHK, v_MHK, plan, bias, dropout)
+    causal = bias is None and plan.rule == CAUSAL  # the kernel's own, without a mask
     y = []
-    for (rows, _), *qkv in zip(plan.groups, *(x.split(sizes) for x in (q_NHK, k_NHK, v_NHK)), strict=True):
-        q_gHtK, k_gHtK, v_gHtK = (rearrange(x, "(g t) h k -> g h t k", g=rows) for x in qkv)
-        y_gHtK = F.scaled_dot_product_attention(q_gHtK, k_gHtK, v_gHtK, dropout_p=dropout, is_causal=plan.causal)
-        y.append(rearrange(y_gHtK, "g h t k -> (g t) h k"))
+    for i, ((rows, _, _), *qkv) in enumerate(zip(plan.groups, *_split(plan, q_NHK, k_MHK, v_MHK), strict=True)):
+        q_gHnK, k_gHmK, v_gHmK = (rearrange(x, "(g t) h k -> g h t k", g=rows) for x in qkv)
+        mask = None if causal else plan.masks[i]
+        if bias is not None:
+            mask = _with_bias(bias, q_gHnK, plan, i)
+        y_gHnK = F.scaled_dot_product_attention(
+            q_gHnK, k_gHmK, v_gHmK, attn_mask=mask, dropout_p=dropout, is_causal=causal
+        )
+        y.append(rearrange(y_gHnK, "g h t k -> (g t) h k"))
     return y[0] if len(y) == 1 else torch.cat(y)
 
 
-def _groups_explicit(q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, plan: Plan, dropout: float) -> Tensor:
-    sizes = [rows * length for rows, length in plan.groups]
+def _with_bias(bias: Bias, q_gHnK: Tensor, plan: Plan, i: int) -> Float[Tensor, "_ H n n"]:
+    """What is added to the scores of group i: the bias, and minus infinity where no one may look."""
+    added_gHnn = bias.added(q_gHnK, plan.distances[i]).to(q_gHnK.dtype)
+    mask = plan.masks[i]
+    return added_gHnn if mask is None else torch.where(mask, added_gHnn, -torch.inf)
+
+
+def _groups_explicit(
+    q_NHK: Tensor, k_MHK: Tensor, v_MHK: Tensor, plan: Plan, bias: Bias | None, dropout: float
+) -> Tensor:
     scale = q_NHK.shape[2] ** -0.5
-    heads = (x.transpose(0, 1).contiguous().split(sizes, dim=1) for x in (q_NHK, k_NHK, v_NHK))
+    heads = _split(plan, *(x.transpose(0, 1).contiguous() for x in (q_NHK, k_MHK, v_MHK)), dim=1)
+    blind = not isinstance(plan.rule, Band)  # then some tokens may see no one
     y = []
-    for (rows, length), *qkv in zip(plan.groups, *heads, strict=True):
+    for i, ((rows, n, m), *qkv) in enumerate(zip(plan.groups, *heads, strict=True)):
         # a head's rows lie end to end, so this is a view
-        q_XtK, k_XtK, v_XtK = (rearrange(x, "h (g t) k -> (h g) t k", g=rows) for x in qkv)
-        bias, beta = q_XtK.new_zeros(()), 0
-        if plan.causal:
-            bias, beta = q_XtK.new_full((length, length), -torch.inf).triu(1), 1
-        score_Xtt = torch.baddbmm(bias, q_XtK, k_XtK.transpose(1, 2), beta=beta, alpha=scale)
-        weight_Xtt = score_Xtt.softmax(-1)
+        q_XnK, k_XmK, v_XmK = (rearrange(x, "h (g t) k -> (h g) t k", g=rows) for x in qkv)
+        mask, lowest = plan.masks[i], torch.finfo(q_XnK.dtype).min  # not infinity: nothing but that has no softmax
+        added, beta = q_XnK.new_zeros(()), 0
+        if bias is not None:
+            q_gHnK = rearrange(q_XnK, "(h g) t k -> g h t k", g=rows)
+            added, beta = bias.added(q_gHnK, plan.distances[i]).to(q_XnK.dtype), 1
+        if mask is not None:
+            added, beta = torch.where(mask, added, lowest), 1
+        if added.ndim == 4:
+            one = added.shape[:2] == (1, 1)  # for all rows and heads
+            added = added[0] if one else added.transpose(0, 1).expand(q_NHK.shape[1], rows, n, m).reshape(-1, n, m)
+        score_Xnm = torch.baddbmm(added, q_XnK, k_XmK.transpose(1, 2), beta=beta, alpha=scale)
+        weight_Xnm = score_Xnm.softmax(-1)
+        if blind and mask is not None:
+            weight_Xnm = (weight_Xnm.view(-1, rows, n, m) * mask.transpose(0, 1)).view(-1, n, m)
         if dropout:
-            keep_Xtt, up = keep_like(weight_Xtt, dropout)
-            weight_Xtt, v_XtK = weight_Xtt * keep_Xtt, v_XtK * up
-        y.append(rearrange(weight_Xtt @ v_XtK, "(h g) t k -> h (g t) k", g=rows))
+            keep_Xnm, up = keep_like(weight_Xnm, dropout)
+            weight_Xnm, v_XmK = weight_Xnm * keep_Xnm, v_XmK * up
+        y.append(rearrange(weight_Xnm @ v_XmK, "(h g) t k -> h (g t) k", g=rows))
     return torch.cat(y, dim=1).transpose(0, 1)
 
 
-def _xformers(q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, plan: Plan, dropout: float) -> Tensor:
+def _split(plan: Plan, q: Tensor, k: Tensor, v: Tensor, dim: int = 0) -> list[tuple[Tensor, ...]]:
+    sizes_n, sizes_m = [rows * n for rows, n, _ in plan.groups], [rows * m for rows, _, m in plan.groups]
+    return [q.split(sizes_n, dim), k.split(sizes_m, dim), v.split(sizes_m, dim)]
+
+
+def _xformers(q_NHK: Tensor, k_MHK: Tensor, v_MHK: Tensor, plan: Plan, bias: Bias | None, dropout: float) -> Tensor:
     from xformers.ops import memory_efficient_attention
 
-    q_1NHK, k_1NHK, v_1NHK = (x.unsqueeze(0) for x in (q_NHK, k_NHK, v_NHK))
-    y_1NHK = memory_efficient_attention(q_1NHK, k_1NHK, v_1NHK, attn_bias=plan.xformers_bias, p=dropout)
+    if bias is not None or plan.xformers_bias is None:
+        raise ValueError(
+            "xformers attention: has full, causal and causal window attention without a bias, got "
+            f"{type(bias).__name__ if bias is not None else plan.rule}; unset MMPRE_ATTENTION"
+        )
+    q_1NHK, k_1MHK, v_1MHK = (x.unsqueeze(0) for x in (q_NHK, k_MHK, v_MHK))
+    y_1NHK = memory_efficient_attention(q_1NHK, k_1MHK, v_1MHK, attn_bias=plan.xformers_bias, p=dropout)
     return y_1NHK.squeeze(0)
 
 
-def _varlen(q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, plan: Plan, dropout: float) -> Tensor:
+def _varlen(q_NHK: Tensor, k_MHK: Tensor, v_MHK: Tensor, plan: Plan, bias: Bias | None, dropout: float) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
+    if bias is not None or plan.rule not in (EVERYONE, CAUSAL):
+        raise ValueError(
+            "varlen attention: is full or causal and has no bias, got "
+            f"{type(bias).__name__ if bias is not None else plan.rule}; unset MMPRE_ATTENTION"
+        )
     if dropout or q_NHK.dtype not in HALF:
         raise ValueError(
             f"varlen attention: has no dropout and works in bfloat16 or float16, got dropout {dropout} and "
             f"{q_NHK.dtype}; unset MMPRE_ATTENTION, or train in bfloat16 with an attention dropout of 0"
         )
-    longest = max(plan.lengths)
-    return varlen_attn(q_NHK, k_NHK, v_NHK, plan.starts, plan.starts, longest, longest, is_causal=plan.causal)
+    (start_q, longest_q), (start_k, longest_k) = plan.starts
+    return varlen_attn(q_NHK, k_MHK, v_MHK, start_q, start_k, longest_q, longest_k, is_causal=plan.rule == CAUSAL)
 
 
-def _dense(q_NHK: Tensor, k_NHK: Tensor, v_NHK: Tensor, plan: Plan, dropout: float) -> Tensor:
+def _flex(q_NHK: Tensor, k_MHK: Tensor, v_MHK: Tensor, plan: Plan, bias: Bias | None, dropout: float) -> Tensor:
+    if dropout:
+        raise ValueError(f"flex attention: has no dropout, got {dropout}; unset MMPRE_ATTENTION, or train without it")
+    score_mod = None
+    if bias is not None:
+        added = bias.by_place(q_NHK, plan.position_N)
+
+        def score_mod(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return score + added(h, q, k)
+
+    q_1HNK, k_1HMK, v_1HMK = (x.transpose(0, 1).unsqueeze(0) for x in (q_NHK, k_MHK, v_MHK))
+    flex = _compiled_flex() if q_NHK.device.type == "cuda" else flex_attention
+    y_1HNK = flex(q_1HNK, k_1HMK, v_1HMK, score_mod=score_mod, block_mask=plan.block_mask)
+    return y_1HNK.squeeze(0).transpose(0, 1)
+
+
+@cache
+def _compiled_flex() -> Callable[..., Tensor]:
+    return torch.compile(flex_attention)  # without it, all scores of all pairs of rows would be written out
+
+
+def _dense(q_NHK: Tensor, k_MHK: Tensor, v_MHK: Tensor, plan: Plan, bias: Bias | None, dropout: float) -> Tensor:
     y = []
     with torch.autocast(q_NHK.device.type, enabled=False):
-        for i, row in enumerate(_rows(plan)):
-            weight_Hnn = F.dropout(_weights(q_NHK[row], k_NHK[row], plan, i), dropout)
-            y.append(torch.einsum("hqk,khd->qhd", weight_Hnn, v_NHK[row].to(weight_Hnn.dtype)))
+        for row, (n, m) in enumerate(_rows(plan)):
+            weight_Hnm = F.dropout(_weights(q_NHK[n], k_MHK[m], plan, bias, row), dropout)
+            y.append(torch.einsum("hqk,khd->qhd", weight_Hnm, v_MHK[m].to(weight_Hnm.dtype)))
     return torch.cat(y).to(q_NHK.dtype)
 
 
-def _weights(q_nHK: Tensor, k_nHK: Tensor, plan: Plan, row: int) -> Tensor:
+def _weights(q_nHK: Tensor, k_mHK: Tensor, plan: Plan, bias: Bias | None, row: int) -> Tensor:
     dtype = torch.promote_types(q_nHK.dtype, torch.float32)
-    score_Hnn = torch.einsum("qhd,khd->hqk", q_nHK.to(dtype), k_nHK.to(dtype)) / q_nHK.shape[2] ** 0.5
-    attend_nn = plan.attend.dense(plan.layout, row).to(q_nHK.device)
-    return score_Hnn.masked_fill(~attend_nn, -torch.inf).softmax(-1)
+    q_nHK = q_nHK.to(dtype)
+    score_Hnm = torch.einsum("qhd,khd->hqk", q_nHK, k_mHK.to(dtype)) / q_nHK.shape[2] ** 0.5
+    if bias is not None:
+        start = int(plan.layout.starts_B[row])
+        position_n = plan.position_N[start : start + len(q_nHK)]
+        h, q, k = (torch.arange(size, device=q_nHK.device) for size in score_Hnm.shape)
+        score_Hnm = score_Hnm + bias.by_place(q_nHK, position_n)(h[:, None, None], q[:, None], k)
+    allowed_nm = plan.dense(row)
+    # a token that may see no one reads zeros, so its scores must stay numbers
+    lowest = torch.finfo(dtype).min
+    return score_Hnm.masked_fill(~allowed_nm, lowest).softmax(-1) * allowed_nm
 
 
-def _rows(plan: Plan) -> Iterator[slice]:
-    start = 0
-    for length in plan.layout.lengths_B.tolist():
-        yield slice(start, start + length)
-        start += length
+def _rows(plan: Plan) -> Iterator[tuple[slice, slice]]:
+    n, m = 0, 0
+    for length, read in zip(plan.layout.lengths_B.tolist(), plan.read.lengths_B.tolist(), strict=True):
+        yield slice(n, n + length), slice(m, m + read)
+        n, m = n + length, m + read
 
 
-BACKENDS = {"groups": _groups, "xformers": _xformers, "varlen": _varlen, "dense": _dense}
+BACKENDS = {"groups": _groups, "xformers": _xformers, "varlen": _varlen, "flex": _flex, "dense": _dense}

@@ -164,7 +164,8 @@ class Encoder(nn.Module):
         for i, block in enumerate(self.blocks):
             if read and i in read:
                 layer[i] = x_ND
-            x_ND = block(x_ND, layout, plan, at if early and i == self.narrow else None)
+            of_layer = plan.of_layer(i, len(self.blocks))
+            x_ND = block(x_ND, layout, of_layer, at if early and i == self.narrow else None)
         if read and len(self.blocks) in read:
             layer[len(self.blocks)] = x_ND
         if not early:

@@ -273,7 +273,9 @@ class Batch:
         }
         return replace(
             self, clean=moved(self.clean), seen=moved(self.seen), replaced=over(self.replaced), picked=picked,
-            labels=over(self.labels), layout=self.layout.to(device), order_B=self.order_B.to(device, non_blocking=True),
+            labels=over(self.labels), layout=self.layout.to(device),
+            plan=None if self.plan is None else self.plan.to(device),
+            order_B=self.order_B.to(device, non_blocking=True),
         )  # fmt: skip
 
 
@@ -305,12 +307,12 @@ class Views:
         return Views({name: batch.to(device) for name, batch in self.views.items()})
 
 
-def pack(rows: Sequence[Row], plan_of: Callable[[Layout], Any]) -> Batch:
+def pack(rows: Sequence[Row], plan_of: Callable[[Layout, Batch], Any]) -> Batch:
     """Lay rows end to end, shortest first (equal lengths lie together, which attention uses).
 
     Among those of equal length, rows with fewer clean tokens come first, for a decoder over all tokens of a row.
-    `plan_of(layout)` makes what attention needs to know (`Attend.plan`). Rows equal in both keep their order, so the
-    same rows always give the same batch.
+    `plan_of(layout, batch)` makes what attention needs to know (`Attend.plan`) from the batch that still lacks it.
+    Rows equal in both lengths keep their order, so the same rows always give the same batch.
     """
     lengths = [(row.length, sum(len(tokens) for tokens in row.clean.values())) for row in rows]
     order = sorted(range(len(rows)), key=lengths.__getitem__)
@@ -324,12 +326,13 @@ def pack(rows: Sequence[Row], plan_of: Callable[[Layout], Any]) -> Batch:
     counts = {"rows": len(rows), "tokens": layout.size}
     for name, one in picked.items():
         counts |= {f"picked:{name}": len(one), f"ordinary:{name}": int((clean[one.role].special_N < 0).sum())}
-    return Batch(
-        clean=clean, seen=seen, picked=picked, layout=layout, plan=plan_of(layout), counts=counts,
+    batch = Batch(
+        clean=clean, seen=seen, picked=picked, layout=layout, plan=None, counts=counts,
         replaced={role: torch.cat([row.replaced[role] for row in rows]) for role in roles},
         labels={name: torch.stack([row.labels[name] for row in rows]) for name in rows[0].labels},
         keys=[row.key for row in rows], order_B=torch.tensor(order),
     )  # fmt: skip
+    return replace(batch, plan=plan_of(layout, batch))
 
 
 def _pack_picked(picks: Sequence[Picked], clean: Mapping[str, Tokens], seen: Mapping[str, Tokens]) -> Picked:

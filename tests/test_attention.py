@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mmpre.attention import Causal, Full
+from mmpre.attention import Causal, Full, Together, Window
 from mmpre.attention_backends import attend, attention_probabilities
+from mmpre.attention_bias import ALiBi
 from mmpre.dropout import Dropout
 from mmpre.tokens import Layout
 
@@ -62,7 +63,7 @@ def test_the_reference_equals_attention_written_out_for_one_row(who, force):
     y_NHK = attend(*qkv.unbind(1), who.plan(layout))
     start, end = sum(RAGGED[:6]), sum(RAGGED[:7])
     allowed = torch.tensor([[isinstance(who, Full) or k <= q for k in range(9)] for q in range(9)])
-    assert torch.equal(who.dense(layout, 6), allowed)
+    assert torch.equal(who.plan(layout).dense(6), allowed)
     torch.testing.assert_close(y_NHK[start:end], by_hand(*qkv[start:end].unbind(1), allowed))
 
 
@@ -155,18 +156,19 @@ def test_dropout_costs_no_gradient_on_what_was_dropped():
 def test_an_unknown_backend_is_refused_with_the_known_ones(force):
     force("flash")
     qkv = some_qkv([3])
-    with pytest.raises(ValueError, match=r"MMPRE_ATTENTION.*groups, xformers, varlen, dense.*'flash'"):
+    with pytest.raises(ValueError, match=r"MMPRE_ATTENTION.*groups, xformers, varlen, flex, dense.*'flash'"):
         attend(*qkv.unbind(1), Full().plan(layout_of([3])))
 
 
 @attends
 def test_a_plan_can_be_pickled_and_moved(who):
     plan = pickle.loads(pickle.dumps(who.plan(layout_of(RAGGED))))
-    assert plan.groups == [(3, 3), (1, 4), (1, 9), (1, 1)]
-    assert plan.starts.tolist() == [0, 3, 6, 9, 13, 22, 23]
+    assert plan.groups == [(3, 3, 3), (1, 4, 4), (1, 9, 9), (1, 1, 1)]
+    for start, longest in plan.starts:
+        assert (start.tolist(), longest) == ([0, 3, 6, 9, 13, 22, 23], 9)
     assert plan.to("cpu") is plan
     moved = plan.to("meta")
-    assert moved.starts.device.type == "meta"
+    assert moved.starts[0][0].device.type == "meta"
     assert moved.groups == plan.groups
 
 
@@ -213,17 +215,17 @@ def test_varlen_takes_cuda_tensors(who, force):
         y_NHK.flatten(1)  # the out projection reads it this way
 
 
-@attends
+@pytest.mark.parametrize("who", [Full(), Causal(), Together(Causal(), Window(2))], ids=str)
 def test_the_xformers_bias_allows_what_the_plan_allows(who):
     pytest.importorskip("xformers.ops")
     layout = layout_of(RAGGED)
-    allowed_NN = torch.block_diag(*(who.dense(layout, row).float() for row in range(len(layout)) if RAGGED[row]))
+    allowed_NN = torch.block_diag(*(who.plan(layout).dense(row).float() for row in range(len(layout)) if RAGGED[row]))
     bias_NN = who.plan(layout).xformers_bias.materialize((23, 23))
     assert set(bias_NN.unique().tolist()) <= {0.0, -math.inf}
     assert torch.equal(bias_NN == 0, allowed_NN == 1)
 
 
-@attends
+@pytest.mark.parametrize("who", [Full(), Causal(), Together(Causal(), Window(2))], ids=str)
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_xformers_takes_cuda_tensors(who, dropout, dtype, force, monkeypatch):
@@ -246,15 +248,25 @@ def test_xformers_takes_cuda_tensors(who, dropout, dtype, force, monkeypatch):
         assert moved.xformers_bias.q_seqinfo.seqstart.device.type == "cuda"
 
 
-def test_the_backend_is_chosen_by_device_type_and_dropout(monkeypatch):
+def test_the_backend_is_chosen_by_device_type_plan_bias_and_dropout(monkeypatch):
     from mmpre import attention_backends as backends
 
     with FakeTensorMode():
         half, full = (torch.empty(3, 1, 8, dtype=t, device="cuda") for t in (torch.bfloat16, torch.float32))
-        assert backends._best(torch.empty(3, 1, 8), 0.0) == "groups"
+        plan = Full().plan(layout_of([3]))
+        assert backends._best(torch.empty(3, 1, 8), plan, ALiBi(1), 0.0) == "groups"
         monkeypatch.setattr(backends, "_has_xformers", lambda: True)
-        assert {backends._best(x, p) for x in (half, full) for p in (0.0, 0.1)} == {"xformers"}
-        monkeypatch.setattr(backends, "_has_xformers", lambda: False)
-        assert [backends._best(half, 0.0), backends._best(half, 0.1), backends._best(full, 0.0)] == [
-            "varlen", "groups", "groups",
-        ]  # fmt: skip
+        assert {backends._best(x, plan, None, p) for x in (half, full) for p in (0.0, 0.1)} == {"xformers"}
+        for has_xformers, wanted in (
+            (True, ["xformers", "xformers", "xformers", "flex", "flex", "groups", "flex", "groups"]),
+            (False, ["varlen", "groups", "flex", "flex", "flex", "groups", "flex", "groups"]),
+        ):
+            monkeypatch.setattr(backends, "_has_xformers", lambda has=has_xformers: has)
+            near = Together(Causal(), Window(2)).plan(layout_of([3]))
+            wide, alibi = Window(2).plan(layout_of([3])), ALiBi(1)
+            assert wanted == [
+                backends._best(half, plan, None, 0.0), backends._best(full, plan, None, 0.0),
+                backends._best(half, near, None, 0.0), backends._best(half, wide, None, 0.0),
+                backends._best(full, wide, None, 0.0), backends._best(half, wide, None, 0.1),
+                backends._best(half, plan, alibi, 0.0), backends._best(full, plan, alibi, 0.1),
+            ]  # fmt: skip

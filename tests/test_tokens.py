@@ -32,7 +32,7 @@ def test_draws_are_frozen_and_depend_on_purpose_and_place_but_not_on_the_step_fo
 
 
 def test_pack_lays_each_row_role_after_role_shortest_row_first():
-    batch = pack([row("long", [1, 2, 3], [10, 11], [2]), row("ab", [4], [12], [0])], plan_of=lambda layout: None)
+    batch = pack([row("long", [1, 2, 3], [10, 11], [2]), row("ab", [4], [12], [0])], plan_of=lambda layout, batch: None)
     assert batch.keys == ["ab", "long"]
     place_ids = torch.empty(batch.layout.size, dtype=torch.int64)
     for role in ("text", "image"):
@@ -49,7 +49,9 @@ def test_pack_lays_each_row_role_after_role_shortest_row_first():
 
 
 def test_equal_lengths_keep_their_order_and_a_row_may_lack_a_role():
-    batch = pack([row("b", [1, 2], []), row("a", [3], [9]), row("c", [4, 5], [])], plan_of=lambda layout: layout.groups)
+    batch = pack(
+        [row("b", [1, 2], []), row("a", [3], [9]), row("c", [4, 5], [])], plan_of=lambda layout, batch: layout.groups
+    )
     assert batch.keys == ["b", "a", "c"]
     assert batch.plan == [(3, 2)]
     assert batch.layout.index["image"].tolist() == [3]
@@ -80,7 +82,7 @@ def test_a_dropped_pick_stays_dropped_when_packed():
             picked={"p": Picked("t", index, torch.tensor([0, -1]))})
         for k in "xy"
     ]  # fmt: skip
-    picked = pack(rows, plan_of=lambda layout: None).picked["p"]
+    picked = pack(rows, plan_of=lambda layout, batch: None).picked["p"]
     assert picked.clean_M.tolist() == [0, 2, 3, 5]
     assert picked.seen_M.tolist() == [0, -1, 2, -1]
 
