@@ -107,6 +107,18 @@ def latest(folder: Path) -> Checkpoint | None:
     return None
 
 
+def of_run(run: Path, *, best: bool = False) -> Checkpoint:
+    """A run's newest checkpoint, or the one with the best held-out loss if there is one."""
+    folder = run / "checkpoints"
+    newest = latest(folder)
+    if newest is None:
+        raise CheckpointError(f"{folder} holds no valid checkpoint; the run has not saved yet")
+    best_step = newest.state["best"]["step"]
+    if best and best_step is not None and best_step != newest.step:
+        return load(path_of(folder, best_step))
+    return newest
+
+
 def load(path: Path) -> Checkpoint:
     """Verify a checkpoint and open it. Raises CheckpointError that names what is wrong."""
     try:

@@ -2,14 +2,15 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mmpre import checkpoint
+from mmpre.average import trainable
 from mmpre.data.ledger import Ledger
 from mmpre.data.loader import MicroBatch, MicroBatches, slots, valid_slots
 from mmpre.data.loader import load as load_batches
@@ -20,7 +21,10 @@ from mmpre.options import RunOptions
 from mmpre.processes import Processes
 from mmpre.progress import Progress
 from mmpre.recipe import Recipe, Stage
+from mmpre.starts import begin
 from mmpre.stopping import Stopper, Watchdog
+
+Moments = tuple[Mapping[str, Tensor], Mapping[str, Any]]  # what checkpoint.flatten_optimizer gives
 
 
 @dataclass
@@ -53,29 +57,49 @@ class Leg:
         self.context = Context(
             self.options.seed, number, self.processes, bf16=self.options.precision == "bf16", exact=self.options.exact
         )
-        for name, parameter in self.module.named_parameters():
+        self.averages = session.recipe.averages(number)
+        for name, parameter in trainable(self.module).items():
             parameter.requires_grad_(not self.stage.frozen(name))
-        trained = [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
-        self.optimizer = self.stage.optimizer.build(trained)
+        self.trained = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+        self.optimizer = self.stage.optimizer.build(self.trained.items())
 
-    def train(self, first: int, saved: checkpoint.Checkpoint | None) -> bool:
-        """Train the stage from a step on; False where a signal stopped it (after saving)."""
-        if saved is not None and first > 0:
-            checkpoint.restore_optimizer(
-                self.optimizer, self.module, saved.tensors["optimizer"], saved.state["optimizer"]
-            )
+    def train(self, first: int, moments: Moments | None) -> bool:
+        """Train the stage from a step on; False where a signal stopped it (after saving).
+
+        `moments` is an optimizer's state: this stage's, or at step 0 that of the stage before, if there was one.
+        """
+        if first == 0:
+            self._begin(moments)
+        elif moments is not None:
+            checkpoint.restore_optimizer(self.optimizer, self.module, *moments)
         batches = self._batches(first)
         try:
             return self._train(first, batches)
         finally:
             batches.close()
 
+    def _begin(self, moments: Moments | None) -> None:
+        """Put in place what the stage starts from, and take over what it carries on."""
+        starts, before = list(self.stage.start), []
+        if self.number:
+            before = self.session.recipe.averages(self.number - 1)
+        for line in begin(starts, self.module, self.averages, before):
+            self.session.progress.say(line)
+        if self.stage.carry.optimizer and moments is not None:
+            tensors, meta = moments
+            plain = self._of_trained(meta["plain"])
+            checkpoint.restore_optimizer(self.optimizer, self.module, self._of_trained(tensors), {"plain": plain})
+
+    def _of_trained(self, entries: Mapping[str, Any]) -> dict[str, Any]:
+        """Those entries of an optimizer's state whose parameters this stage trains too."""
+        return {label: value for label, value in entries.items() if label.rpartition("/")[0] in self.trained}
+
     def _train(self, first: int, batches: Iterator[MicroBatch]) -> bool:
         options, step = self.options, first
         self.session.ledger.begin(self.number, self.units.shards.shares())
         done: Iterator[Step] = steps(
             self.stage, self.module, self.optimizer, batches, self.context, first=first, last=self.stage.steps,
-            max_skipped=options.max_skipped, skipped_in_a_row=self.session.skipped_in_a_row,
+            max_skipped=options.max_skipped, skipped_in_a_row=self.session.skipped_in_a_row, averages=self.averages,
         )  # fmt: skip
         since, tokens = time.perf_counter(), 0
         self.session.watchdog.phase("train", self.before + first)

@@ -14,6 +14,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from mmpre.average import Average
 from mmpre.data.ledger import Hole
 from mmpre.data.loader import MicroBatch
 from mmpre.draw import Draw
@@ -144,7 +145,7 @@ class Gradients:
 
 def steps(
     stage: Stage, module: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[MicroBatch], context: Context,
-    *, first: int, last: int, max_skipped: int = 20, skipped_in_a_row: int = 0,
+    *, first: int, last: int, max_skipped: int = 20, skipped_in_a_row: int = 0, averages: Sequence[Average] = (),
 ) -> Iterator[Step]:  # fmt: skip
     """Train from step `first` to `last` (exclusive), yielding after each update.
 
@@ -169,13 +170,15 @@ def steps(
         values = tally.values(counts, processes)
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         good = processes.all_agree(math.isfinite(values["loss"]) and bool(norm.isfinite()))
-        lr = set_learning_rate(optimizer, stage.optimizer.schedule, step)
+        lr = set_learning_rate(optimizer, stage.optimizer.schedule, stage.origin.schedule + step)
         if good:
             if stage.clip is not None:
                 torch.nn.utils.clip_grads_with_norm_(parameters, stage.clip, norm)
             optimizer.step()
             if hasattr(task.objective, "after_step"):
                 task.objective.after_step(step)
+            for one in averages:
+                one.update(stage.origin.schedule + step)
         optimizer.zero_grad(set_to_none=True)
         skipped_in_a_row = 0 if good else skipped_in_a_row + 1
         yield Step(

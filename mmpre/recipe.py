@@ -1,17 +1,20 @@
 """A recipe: the stages of a paper's pretraining, each with its tasks, data, optimizer and schedule."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 from torch import nn
 
+from mmpre.average import Average, averages
 from mmpre.data.order import permute
 from mmpre.draw import hashed
 from mmpre.evaluation.results import Evaluation
 from mmpre.objectives.protocol import InBatch, Objective
 from mmpre.optim import Optimizer
+from mmpre.schedules import BatchRamp
+from mmpre.starts import Carry, Origin, Start
 from mmpre.view import View
 
 
@@ -40,8 +43,12 @@ class Stage:
     """One leg of a run.
 
     `batch` rows make a step, dealt to `micro_batches` parts (fixed by the recipe, so that the split over processes
-    changes nothing). `window` and `block` shape the data order: units are permuted in blocks, then within windows of
-    blocks. Held-out loss is taken on `valid` every `valid_every` steps.
+    changes nothing); a `ramp` lets it grow to that. `window` and `block` shape the data order: units are permuted in
+    blocks, then within windows of blocks. Held-out loss is taken on `valid` every `valid_every` steps.
+
+    A stage goes on with the weights of the one before, after what `start` puts in place of some of them; optimizer,
+    schedule and data begin anew but for what `carry` names. For rows that grow longer, let stages follow each other
+    whose readers cut other windows. `origin` is set by the recipe.
     """
 
     tasks: Sequence[Task]
@@ -60,6 +67,10 @@ class Stage:
     block: int = 8
     window: int = 4096
     max_tokens: int | None = None
+    ramp: BatchRamp | None = None
+    start: Sequence[Start] = ()
+    carry: Carry = field(default_factory=Carry)
+    origin: Origin = field(default_factory=Origin)
 
     def __post_init__(self) -> None:
         names = [task.name for task in self.tasks]
@@ -76,6 +87,8 @@ class Stage:
             problems.append(f"micro_batches ({self.micro_batches}) must not exceed batch ({self.batch})")
         if self.clip is not None and not self.clip > 0:
             problems.append(f"clip must be above 0 (or None for no clipping), got {self.clip}")
+        if self.ramp is not None and min(self.batch, self.micro_batches) > 0:
+            problems += self.ramp.problems(self.batch, self.micro_batches)
         if self.max_tokens is not None and self.max_tokens < 1:
             problems.append(f"max_tokens must be at least 1 (or None), got {self.max_tokens}")
         if problems:
@@ -93,7 +106,10 @@ class Stage:
 
     def batch_at(self, step: int) -> tuple[int, int]:
         """The first position of a step in the stream of units, and how many rows it takes."""
-        return step * self.batch, self.batch
+        start, size = step * self.batch, self.batch
+        if self.ramp is not None:
+            start, size = self.ramp.at(step, self.batch, self.micro_batches)
+        return self.origin.data + start, size
 
 
 @dataclass(frozen=True)
@@ -109,6 +125,17 @@ class Recipe:
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
     evaluations: Sequence[Evaluation] = ()
 
+    def __post_init__(self) -> None:
+        stages: list[Stage] = []
+        for stage in self.stages:
+            stages.append(replace(stage, origin=_origin(stage, stages)))
+        object.__setattr__(self, "stages", stages)
+
+    def averages(self, number: int) -> list[Average]:
+        """The averages that follow their networks in a stage: those of its tasks, and those that no task owns."""
+        parts = [self.network, *self.modules.values(), *(task.objective for task in self.stages[number].tasks)]
+        return list({id(one): one for part in parts for one in averages(part)}.values())
+
     def module(self) -> nn.ModuleDict:
         """Everything with parameters, under names that do not depend on the stage: what a checkpoint holds."""
         tasks = {
@@ -117,3 +144,28 @@ class Recipe:
             for task in stage.tasks
         }
         return nn.ModuleDict({"network": self.network, **self.modules, "tasks": nn.ModuleDict(tasks)})
+
+
+def _origin(stage: Stage, before: Sequence[Stage]) -> Origin:
+    """Where a stage's counts begin, from the stages before it. Raises ValueError where it cannot carry on from them."""
+    number, carry, problems = len(before), stage.carry, []
+    if not before:
+        if carry != Carry():
+            raise ValueError("Recipe: the first stage has no stage before it to carry anything over from")
+        return Origin()
+    last = before[-1]
+    if carry.optimizer and type(stage.optimizer) is not type(last.optimizer):
+        kinds = f"{type(last.optimizer).__name__} and {type(stage.optimizer).__name__}"
+        problems.append(f"the optimizer's state cannot be carried between {kinds}")
+    if carry.data:
+        for name in ("data", "sidecar", "block", "window"):
+            was, now = getattr(last, name), getattr(stage, name)
+            if was != now:
+                problems.append(f"its data can go on only where {name} is the same, got {was!r} and then {now!r}")
+    if problems:
+        raise ValueError(f"Recipe: stage {number} cannot carry on from stage {number - 1}: {'; '.join(problems)}")
+    return Origin(
+        schedule=last.origin.schedule + last.steps if carry.schedule else 0,
+        data=last.batch_at(last.steps)[0] if carry.data else 0,
+        order=(number - 1 if last.origin.order is None else last.origin.order) if carry.data else None,
+    )

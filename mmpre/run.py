@@ -122,17 +122,10 @@ class Run:
 
     @cached_property
     def checkpoint(self) -> checkpoint.Checkpoint:
-        folder = self.path / "checkpoints"
-        newest = checkpoint.latest(folder)
-        if newest is None:
-            raise RunError(f"{folder} holds no valid checkpoint; the run has not saved yet")
-        best_step = newest.state["best"]["step"]
-        if self.best and best_step is not None and best_step != newest.step:
-            return checkpoint.load(checkpoint.path_of(folder, best_step))
-        return newest
+        return checkpoint.of_run(self.path, best=self.best)
 
     def untrained(self) -> Recipe:
-        """The recipe with the weights that the run began with."""
+        """The recipe with the weights that it draws before anything is put in their place."""
         return _build(self.found, self.record["numbers"], self.record["options"]["seed"])
 
 
@@ -190,6 +183,12 @@ def _carry_out(out: Path, record: dict[str, Any], found: LoadedRecipe, options: 
 def _open_data(recipe: Recipe) -> tuple[list[Units], list[Units | None]]:
     """The training and held-out units of every stage."""
     data = [open_units(stage, stage.data, stage.sidecar) for stage in recipe.stages]
+    for number, stage in enumerate(recipe.stages):
+        if stage.carry.data and (was := describe(data[number - 1])) != (now := describe(data[number])):
+            raise RunError(
+                f"stage {number} cannot carry on in the data of stage {number - 1}: {was['units']} units of "
+                f"{was['samples']} samples there, {now['units']} of {now['samples']} here; their readers must cut alike"
+            )
     valid = [
         open_units(stage, stage.valid, stage.valid_sidecar, what="valid") if stage.valid else None
         for stage in recipe.stages
@@ -250,11 +249,13 @@ def _train_stages(
             checkpoints=out / "checkpoints", options=options, recipe=recipe, module=module, processes=processes,
             ledger=ledger, metrics=metrics, progress=progress, stopper=stopper, watchdog=watchdog, **more,
         )  # fmt: skip
+        moments = (saved.tensors["optimizer"], saved.state["optimizer"]) if saved else None
         for stage in range(number, len(recipe.stages)):
-            begun = stage == number
-            if not Leg(session, stage, data[stage], valid[stage]).train(step if begun else 0, saved if begun else None):
+            leg = Leg(session, stage, data[stage], valid[stage])
+            if not leg.train(step if stage == number else 0, moments):
                 progress.say(f"stopped and saved; go on with: mmpre resume {out}")
                 return
+            moments = checkpoint.flatten_optimizer(leg.optimizer, module)
         progress.say(ledger.summary())
 
 

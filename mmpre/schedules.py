@@ -144,6 +144,37 @@ class CosineRamp:
         return self.last - (self.last - self.first) * (1 + math.cos(math.pi * min(1.0, step / max(self.steps, 1)))) / 2
 
 
+@dataclass(frozen=True, kw_only=True)
+class BatchRamp:
+    """Steps of `first` rows that grow linearly, over `steps` steps, to the stage's batch.
+
+    A step's first row is a closed form, the sum of the line so far rounded down to a multiple of the micro-batches; its
+    size is what is left to the next step's. So sizes are such multiples too, and stray from the line by less than one.
+    """
+
+    first: int
+    steps: int
+
+    def at(self, step: int, batch: int, multiple: int) -> tuple[int, int]:
+        """The first row of a step, and how many it takes, on the way to `batch` rows."""
+        start = self._start(step, batch, multiple)
+        return start, self._start(step + 1, batch, multiple) - start
+
+    def problems(self, batch: int, multiple: int) -> list[str]:
+        found = []
+        if self.steps < 1 or not 0 < self.first <= batch:
+            found.append(f"ramp must take at least 1 step, from at most {batch} rows, got {self}")
+        if self.first % multiple or batch % multiple:
+            found.append(f"with a ramp, its first and batch must be multiples of micro_batches ({multiple}), got "
+                         f"{self.first} and {batch}")  # fmt: skip
+        return found
+
+    def _start(self, step: int, batch: int, multiple: int) -> int:
+        t = min(step, self.steps)
+        doubled = 2 * self.first * self.steps * t + (batch - self.first) * t * t
+        return doubled // (2 * self.steps * multiple) * multiple + (step - t) * batch
+
+
 def _check(schedule: Schedule, warmup: int, total: int | None, floor: float, last: int = 0) -> None:
     """Refuse a schedule whose parts do not fit into its steps. `last` are the steps of a part at its end."""
     name, problems = type(schedule).__name__, []

@@ -68,11 +68,15 @@ class MicroBatches(Dataset):
         block: int,
         window: int,
         max_tokens: int | None = None,
+        order: int | None = None,
     ) -> None:
+        """`order` is the number of the stage whose order of rows this one goes on in, by default its own."""
         self.units, self.work = units, work
         self.seed, self.stage = seed, stage
         self.micro_batches, self.max_tokens = micro_batches, max_tokens
-        self.order = Order(len(units), hashed(seed, stage, "order"), block=block, window=window)
+        self.order = Order(
+            len(units), hashed(seed, stage if order is None else order, "order"), block=block, window=window
+        )
 
     @staticmethod
     def of(stage: Stage, units: Units, *, seed: int, number: int) -> "MicroBatches":
@@ -80,7 +84,7 @@ class MicroBatches(Dataset):
         work = {task.name: (task.view, task.objective.readers) for task in stage.tasks}
         return MicroBatches(
             units, work, seed=seed, stage=number, micro_batches=stage.micro_batches, block=stage.block,
-            window=stage.window, max_tokens=stage.max_tokens,
+            window=stage.window, max_tokens=stage.max_tokens, order=stage.origin.order,
         )  # fmt: skip
 
     def __getitem__(self, slot: Slot) -> MicroBatch:

@@ -1,6 +1,7 @@
 """Runs that are killed anywhere and go on as other topologies end bit for bit like the unbroken run."""
 
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -61,3 +62,16 @@ def test_killed_at_random_steps_and_resumed_in_other_shapes_it_ends_alike(case, 
     with start(case, run, processes=processes, workers=workers) as tree:
         assert tree.wait() == 0, tree.output
     same(run, case[2])
+
+
+@pytest.mark.parametrize("case", ["two_stages"], indirect=True)
+def test_resumed_where_a_stage_ended_or_just_after_it_ends_alike(case, tmp_path):
+    one, shards, unbroken = case
+    options = RunOptions(exact=True, workers=0, threads=1, save_every=SAVE_EVERY, log_every=1, keep=99)
+    run = library.train(one.recipe, out=tmp_path / "run", options=options, **one.numbers, **shards)
+    for step in (STEPS // 2 + 2, STEPS // 2):
+        for path in (run / "checkpoints").glob("step-*"):
+            if int(path.name[5:]) > step:
+                shutil.rmtree(path)
+        library.resume(run)
+        same(run, unbroken)
