@@ -138,7 +138,8 @@ def eval_(rest: list[str]) -> None:
             return
         from rich.console import Console
 
-        Console().print(table(f"{answer['recipe']}, step {answer['step']}, {answer['trained']['rows']} rows", answer))
+        console = Console(width=None if sys.stdout.isatty() else 120)
+        console.print(table(f"{answer['recipe']}, step {answer['step']}, {answer['trained']['rows']} rows", answer))
 
     tyro.cli(go, args=rest, prog="mmpre eval")
 

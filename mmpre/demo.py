@@ -1,5 +1,6 @@
 """`mmpre demo`: UNITER on collages of OpenMoji, from pictures to numbers and a picture of what was learned."""
 
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -7,6 +8,7 @@ from rich.console import Console
 from mmpre.evaluate import evaluate, table
 from mmpre.evaluation.grounding import Grounding
 from mmpre.evaluation.picture import draw
+from mmpre.evaluation.reading import Reading
 from mmpre.evaluation.retrieval import PairRetrieval
 from mmpre.options import RunOptions
 from mmpre.plugins import find_data_set
@@ -19,7 +21,7 @@ SPLITS = {"test": "concepts seen in training", "test-unseen": "concepts never se
 
 def main(out: Path = Path("demo")) -> None:
     """Build the data, pretrain, evaluate, draw. A demo that was interrupted goes on where it was."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     data, run = out / "collages", out / "run"
     if not (data / "card.json").exists():
         find_data_set("collages").build(data)
@@ -47,4 +49,7 @@ def paint(run: Path, data: Path, sidecar: Path, path: Path) -> Path:
     found = {type(one): one for one in recipe.evaluations}
     units = open_units(recipe.stages[-1], [str(data)], str(sidecar))
     title = f"{opened.record['recipe']['name']}, {opened.checkpoint.step} steps, collages it was not trained on"
-    return draw(path, units, found[Grounding], found[PairRetrieval], Processes.start(), title=title, credit=CREDIT)
+    return draw(
+        path, units, found[Grounding], found[Reading], found[PairRetrieval], Processes.start(), title=title,
+        credit=CREDIT,
+    )  # fmt: skip

@@ -7,12 +7,16 @@ Differs  a caption of which no word was picked loses a random word, not its firs
          lot; a batch has a number of rows (theirs: 10,240 tokens with padding); vectors are not decayed, where the
          authors decay some LayerNorms by their names; weights start at random (theirs: from BERT); bytes unless a
          tokenizer is given (theirs: 28,996 cased word pieces)
-Expect   not run at paper scale
+Expect   not run at paper scale; tiny, with the demo's collages: it finds the right picture of 100 for nearly every
+         caption and reads a hidden name from the region it names. Its final states line up with what they name only a
+         little more often than by chance, and with the paper's wra of 0.1 less often: once matching is solved, all
+         states of a pair that matches may as well point one way
 Run      mmpre train uniter --scale tiny --data "collages/*.tar"
 """
 
 from mmpre.encoder import bert_encoder
 from mmpre.evaluation.grounding import Grounding
+from mmpre.evaluation.reading import Reading
 from mmpre.evaluation.retrieval import PairRetrieval
 from mmpre.heads.matching import Matching
 from mmpre.heads.region import ClassScores, RegionClassKL, RegionFeature
@@ -87,13 +91,14 @@ def uniter(
     )  # fmt: skip
     itm = tasks[0].objective
     retrieval = PairRetrieval(lambda batch: match.head(itm.states(match, batch)).diff(dim=1)[:, 0], net.readers)
-    return Recipe([stage], net, evaluations=[retrieval, Grounding(net, net.readers)])
+    evaluations = [retrieval, Grounding(net, net.readers), Reading(net, predict_word.head, net.readers)]
+    return Recipe([stage], net, evaluations=evaluations)
 
 
 scales = {
     "tiny": dict(
         width=96, depth=3, heads=4, regions=8, features=1280, classes=23, batch=32, micro_batches=1, steps=6_000,
-        warmup=200, lr=1e-3, dropout=0.0, valid_every=500,
+        warmup=200, lr=1e-3, dropout=0.0, valid_every=500, wra=0.5,
     ),
     "base": {},
     "large": dict(width=1024, depth=24, heads=16, steps=500_000, batch=7_168, micro_batches=64),

@@ -66,16 +66,19 @@ class Grounding:
 
     def named(self, sample: Sample) -> list[list[int]]:
         """For each region, the caption's tokens that name it (none where the caption was cut before it)."""
-        try:
-            wanted = [region["span"] for region in sample.json()["regions"]]
-        except (BadMember, KeyError, TypeError) as e:
-            raise ValueError(
-                f"{self.name}: sample {sample.key} does not say which words name its regions ({e!r})"
-            ) from None
-        spans = self.readers[self.text].spans(sample)
-        return [[n for n, (a, b) in enumerate(spans) if a < end and b > start] for start, end in wanted]
+        return named(self.readers[self.text], sample, self.name)
 
     def _row(self, key: str, sample: Sample) -> Row:
         draw = Draw.row(0, 0, 0, epoch=0, unit=0)
         roles = {role: reader.tokenize(sample, draw) for role, reader in self.readers.items()}
         return Row(key, roles, roles, {role: untouched(tokens).replaced_N for role, tokens in roles.items()}, {})
+
+
+def named(reader: Reader, sample: Sample, who: str) -> list[list[int]]:
+    """For each region, the caption's tokens that name it. Raises ValueError where the sample does not say."""
+    try:
+        wanted = [region["span"] for region in sample.json()["regions"]]
+    except (BadMember, KeyError, TypeError) as e:
+        raise ValueError(f"{who}: sample {sample.key} does not say which words name its regions ({e!r})") from None
+    spans = reader.spans(sample)
+    return [[n for n, (a, b) in enumerate(spans) if a < end and b > start] for start, end in wanted]

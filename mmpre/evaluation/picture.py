@@ -1,5 +1,6 @@
-"""A picture of what an image-text network has learned: transport from words to regions, and retrieval."""
-# W tokens of a caption, R regions, P pool size
+"""A picture of what an image-text network has learned: transport from words to regions, what hidden names are read
+from, and retrieval."""
+# W tokens or names of a caption, R regions, P pool size
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from mmpre.data.sample import Sample
 from mmpre.data.units import Units
 from mmpre.evaluation.grounding import Grounding
+from mmpre.evaluation.reading import Reading
 from mmpre.evaluation.retrieval import PairRetrieval
 from mmpre.objectives.transport import transport
 from mmpre.processes import Processes
@@ -25,59 +27,64 @@ QUERIES, BEST = 4, 4  # captions, and pictures found for each
 
 
 def draw(
-    path: Path, units: Units, grounding: Grounding, retrieval: PairRetrieval, processes: Processes, *, title: str,
-    credit: str = "",
+    path: Path, units: Units, grounding: Grounding, reading: Reading, retrieval: PairRetrieval, processes: Processes,
+    *, title: str, credit: str = "",
 ) -> Path:  # fmt: skip
-    """Write a PNG: on the left, samples with boxes and the transport from words to regions; on the right, captions and
-    the pictures that score highest for each, the right one framed."""
+    """Write a PNG: on the left, samples with boxes, the transport from words to regions, and which regions hidden names
+    are read from; on the right, captions and the pictures that score highest for each, the right one framed."""
     samples = [units.sample(i) for i in range(min(retrieval.rows, len(units)))]
     score_PP = retrieval.scores(samples, processes).numpy()
-    figure = plt.figure(figsize=(15, 8.4), facecolor="white", layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.05])
-    _draw_transport(left, samples, grounding, processes)
+    figure = plt.figure(figsize=(17, 8.4), facecolor="white", layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[1.25, 1])
+    _draw_words(left, samples, grounding, reading, processes)
     _draw_retrieval(right, samples, score_PP)
     figure.suptitle(title, fontsize=13)
     if credit:
-        figure.text(0.995, 0.002, credit, ha="right", va="bottom", fontsize=7, color="#555555")
+        figure.text(0.005, 0.002, credit, ha="left", va="bottom", fontsize=7, color="#555555")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
 
 
-def _draw_transport(figure, samples: Sequence[Sample], grounding: Grounding, processes: Processes) -> None:
-    axes = figure.subplots(SHOWN, 2, width_ratios=[1, 1.5])
-    figure.suptitle("transport from words to regions", fontsize=11)
+def _draw_words(
+    figure, samples: Sequence[Sample], grounding: Grounding, reading: Reading, processes: Processes
+) -> None:
+    axes = figure.subplots(SHOWN, 3, width_ratios=[1, 1.25, 1.25])
+    figure.suptitle("words and regions (frames: the truth)", fontsize=11)
     states = grounding.states(samples[:SHOWN], processes)
-    for (sample, word_WD, region_RD), (shown, matrix) in zip(_in_order(states, samples), axes, strict=False):
+    for (sample, word_WD, region_RD), (shown, moved, read) in zip(_in_order(states, samples), axes, strict=False):
         image, boxes = sample.image(), [region["box"] for region in sample.json()["regions"]]
         shown.imshow(image)
         for number, (x1, y1, x2, y2) in enumerate(boxes):
             frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, lw=2.5, edgecolor=_colour(number))
             shown.add_patch(frame)
         shown.set_axis_off()
-        shown.set_title(_wrapped(sample.text(), 38), fontsize=9, loc="left")
-        plan_WR = transport(word_WD, region_RD).numpy()
-        words = _words(sample, grounding)
-        _draw_plan(matrix, plan_WR[1:-1], words[1:-1], sample, grounding)
+        shown.set_title(_wrapped(sample.text(), 30), fontsize=9, loc="left")
+        words, named = _words(sample, grounding)[1:-1], [[t - 1 for t in one] for one in grounding.named(sample)]
+        plan_WR = transport(word_WD, region_RD).numpy()[1:-1]
+        _draw_shares(moved, plan_WR, words, named, "where each word's mass goes")
+        cost_WR = reading.costs(sample, processes).clamp(min=0).numpy()
+        names = [" ".join(words[t] for t in one) for one in named if one]
+        _draw_shares(read, cost_WR, names, [[n] for n in range(len(names))], "what a hidden name is read from")
 
 
-def _draw_plan(
-    axis, plan_WR: Float[np.ndarray, "W R"], words: Sequence[str], sample: Sample, grounding: Grounding
+def _draw_shares(
+    axis, value_WR: Float[np.ndarray, "W R"], words: Sequence[str], named: Sequence[Sequence[int]], title: str
 ) -> None:
-    share_WR = plan_WR / plan_WR.sum(1, keepdims=True)
+    share_WR = value_WR / np.maximum(value_WR.sum(1, keepdims=True), 1e-9)
     axis.imshow(share_WR, cmap="Greys", vmin=0, vmax=1, aspect="auto")
     axis.set_yticks(range(len(words)), words, fontsize=9)
-    axis.set_xticks(range(share_WR.shape[1]), [f"region {n + 1}" for n in range(share_WR.shape[1])], fontsize=9)
+    axis.set_xticks(range(share_WR.shape[1]), [f"region {n + 1}" for n in range(share_WR.shape[1])], fontsize=8)
     for number, label in enumerate(axis.get_xticklabels()):
         label.set_color(_colour(number))
         label.set_weight("bold")
-    for number, tokens in enumerate(grounding.named(sample)):
-        for token in tokens:
-            axis.get_yticklabels()[token - 1].set_color(_colour(number))
-            axis.get_yticklabels()[token - 1].set_weight("bold")
-            axis.add_patch(Rectangle((number - 0.5, token - 1.5), 1, 1, fill=False, lw=2, edgecolor=_colour(number)))
-    axis.set_title("share of each word's mass (frames: the truth)", fontsize=9)
+    for number, places in enumerate(named):
+        for word in places:
+            axis.get_yticklabels()[word].set_color(_colour(number))
+            axis.get_yticklabels()[word].set_weight("bold")
+            axis.add_patch(Rectangle((number - 0.5, word - 0.5), 1, 1, fill=False, lw=2, edgecolor=_colour(number)))
+    axis.set_title(title, fontsize=9)
 
 
 def _draw_retrieval(figure, samples: Sequence[Sample], score_PP: Float[np.ndarray, "P P"]) -> None:

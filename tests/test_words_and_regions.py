@@ -1,0 +1,107 @@
+"""Do evaluations of words and regions find what is known to be there? With networks that are made to know it."""
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+
+from mmpre.data.sample import Sample
+from mmpre.evaluation.grounding import Grounding
+from mmpre.evaluation.reading import Reading
+from mmpre.modalities.regions import RegionReader
+from mmpre.modalities.text import TextReader
+from mmpre.processes import Processes
+
+READERS = {"text": TextReader("bytes", max_length=40), "image": RegionReader(3)}
+NAMES = ["red fox", "owl", "cup"]
+
+
+def collage(order=(0, 1, 2), **more):
+    """A caption of three names, and the regions that they name, in another order."""
+    caption, spans = "", {}
+    for n in (1, 2, 0):
+        caption += ", " if caption else ""
+        spans[n] = (len(caption), len(caption) + len(NAMES[n]))
+        caption += NAMES[n]
+    boxes = torch.tensor([[0, 0, 0.5, 0.5, 0.5, 0.5, 0.25]]).repeat(3, 1)
+    tensors = {"features": torch.eye(3)[list(order)], "boxes": boxes}
+    members = {
+        "txt": caption.encode(), "json": json.dumps({"regions": [{"span": spans[n]} for n in order]}).encode(),
+        "regions.safetensors": safetensors.torch.save(tensors),
+    }  # fmt: skip
+    return Sample("a", "shard", "digest", members | more)
+
+
+class Knowing(torch.nn.Module):
+    """States that point along the feature of the region which the token belongs to (moved on by `off`)."""
+
+    def __init__(self, samples, off=0):
+        super().__init__()
+        self.samples, self.off = samples, off
+
+    def forward(self, batch, at=None):
+        state_ND = torch.zeros(batch.layout.size, 3)
+        for row, key in enumerate(batch.keys):
+            sample = self.samples[int(key.split()[0])]
+            text = torch.arange(int(batch.layout.lengths["text"][row])) + batch.layout.first("text")[row]
+            image = torch.arange(3) + batch.layout.first("image")[row]
+            order = [feature.argmax() for feature in READERS["image"].tokenize(sample, None)["features"]]
+            state_ND[image] = torch.eye(3)[torch.stack(order)]
+            for region, tokens in enumerate(Grounding(self, READERS).named(sample)):
+                state_ND[text[tokens]] = torch.eye(3)[(order[region] + self.off) % 3]
+        return state_ND
+
+
+class OneCollage:
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def sample(self, i):
+        return self.samples[i]
+
+
+@pytest.mark.parametrize(("off", "expected"), [(0, 1.0), (1, 0.0)])
+def test_grounding_tells_words_that_point_at_their_region_from_those_that_point_elsewhere(off, expected):
+    samples = [collage(), collage((2, 0, 1)), collage((1, 0, 2))]
+    (result,) = Grounding(Knowing(samples, off), READERS).run(OneCollage(samples), Processes())
+    assert (result.value, result.n) == (expected, 9)
+    assert result.chance == pytest.approx(1 / 3)
+
+
+class Looking(torch.nn.Module):
+    """A network and head in one: a token costs 1, and 2 more where the region that it names is hidden."""
+
+    def __init__(self, sample, off=0):
+        super().__init__()
+        self.sample, self.off = sample, off
+
+    def forward(self, batch, at=None):
+        cost_N = torch.ones(batch.layout.size)
+        replaced_BR = batch.replaced["image"].view(-1, 3)
+        for row in range(len(batch.layout)):
+            for region, tokens in enumerate(Grounding(self, READERS).named(self.sample)):
+                places = torch.tensor(tokens) + batch.layout.first("text")[row]
+                cost_N[places] += 2 * replaced_BR[row, (region + self.off) % 3]
+        return cost_N[at]
+
+
+@pytest.mark.parametrize(("off", "expected"), [(0, 1.0), (1, 0.0)])
+def test_reading_finds_the_region_without_which_a_hidden_name_is_lost(off, expected):
+    sample = collage((2, 0, 1))
+    looking = Looking(sample, off)
+    reading = Reading(looking, lambda state_M, tokens, index_M: state_M, READERS)
+    cost_WR = reading.costs(sample, Processes())
+    lengths = [len(NAMES[n]) for n in (2, 0, 1)]
+    assert cost_WR.tolist() == torch.diag(2.0 * torch.tensor(lengths)).roll(off, 1).tolist()
+    (result,) = reading.run(OneCollage([sample]), Processes())
+    assert (result.value, result.n) == (expected, 3)
+
+
+def test_a_sample_that_does_not_say_what_its_words_name_is_told():
+    sample = collage(json=b"{}")
+    with pytest.raises(ValueError, match="sample a does not say which words name its regions"):
+        Grounding(Knowing([sample]), READERS).named(sample)
