@@ -44,6 +44,15 @@ class Checkpoint:
     state: Mapping[str, Any]
     aliases: Mapping[str, Mapping[str, str]]
 
+    def needs(self, files: Collection[str], state: Collection[str]) -> None:
+        """Raise CheckpointError where one of these files of tensors or parts of the state is absent."""
+        absent = sorted({*files} - {*self.aliases}) + sorted({*state} - {*self.state})
+        if absent:
+            raise CheckpointError(
+                f"checkpoint {self.path} lacks {', '.join(absent)}, without which the run would go on differently; it "
+                "was changed, or written by another version: use another checkpoint"
+            )
+
     @cached_property
     def tensors(self) -> Mapping[str, dict[str, Tensor]]:
         found = {}
@@ -85,10 +94,11 @@ def save(
         _sync(aside / MANIFEST)
         _sync(aside)
         path = path_of(folder, step)
-        if path.exists():  # the same step again, after a resume from an older one
-            _remove(path)
+        before = _put_by(path) if path.exists() else None  # the same step again, after a resume from an older one
         os.rename(aside, path)
         _sync(folder)
+        if before is not None:
+            shutil.rmtree(before, ignore_errors=True)
     except (OSError, safetensors.SafetensorError) as e:
         shutil.rmtree(aside, ignore_errors=True)
         raise CheckpointError(f"{folder}: step {step} was not saved ({e}); older checkpoints are untouched") from e
@@ -98,12 +108,21 @@ def save(
 
 
 def latest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that verifies; a damaged one is reported and passed over."""
-    for path in reversed(_steps(folder)):
+    """The newest checkpoint that verifies; a damaged one is reported and passed over. None where there are none.
+
+    Raises CheckpointError where all are damaged: to begin again from nothing must be said by a person.
+    """
+    found = _steps(folder)
+    for path in reversed(found):
         try:
             return load(path)
         except CheckpointError as e:
             log.error("%s; trying the one before it", e)
+    if found:
+        raise CheckpointError(
+            f"none of the {len(found)} checkpoints in {folder} is whole; put one back from a copy, or delete them all "
+            "to begin again at step 0"
+        )
     return None
 
 
@@ -182,13 +201,18 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module) -> tu
                 tensors[f"{names[parameter]}/{entry}"] = value
             else:
                 plain[f"{names[parameter]}/{entry}"] = value
-    return tensors, {"plain": plain}
+    return tensors, {"plain": plain, "tensors": len(tensors)}
 
 
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
 ) -> None:
     """Put back what `flatten_optimizer` took, by parameter names. Raises CheckpointError for what does not fit."""
+    if meta.get("tensors") != len(tensors) or "plain" not in meta:
+        raise CheckpointError(
+            f"the checkpoint's optimizer has {len(tensors)} tensors, {meta.get('tensors')} when it was saved; it would "
+            "go on differently without them: use another checkpoint"
+        )
     parameters = dict(module.named_parameters())
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
     state: dict[nn.Parameter, dict[str, Any]] = {}
@@ -266,13 +290,13 @@ def _retire(folder: Path, keep: int, protect: Collection[int]) -> None:
                 log.error("%s", e)
             continue
         if int(path.name[5:]) not in protect:
-            _remove(path)
+            shutil.rmtree(_put_by(path), ignore_errors=True)
 
 
-def _remove(path: Path) -> None:
+def _put_by(path: Path) -> Path:
     aside = path.with_name(f".del-{path.name}-{secrets.token_hex(4)}")
     os.rename(path, aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    return aside
 
 
 def _sync(path: Path) -> None:

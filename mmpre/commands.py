@@ -88,7 +88,7 @@ def resume(rest: list[str]) -> None:
         sidecar: str | None = None, valid_sidecar: str | None = None, workers: int | None = None,
         threads: int | None = None, save_every: int | None = None, keep: int | None = None,
         log_every: int | None = None, max_holes: float | None = None, max_skipped: int | None = None,
-        hang_seconds: float | None = None,
+        max_unsaved: int | None = None, hang_seconds: float | None = None,
     ) -> None:  # fmt: skip
         """Go on with a run from its newest valid checkpoint.
 
@@ -104,7 +104,8 @@ def resume(rest: list[str]) -> None:
             keep: Checkpoints kept, beside the best one.
             log_every: Steps between logged steps.
             max_holes: Share of unusable samples past which the run stops.
-            max_skipped: Non-finite steps in a row past which the run stops.
+            max_skipped: Skipped steps in a row past which the run stops.
+            max_unsaved: Saves that fail in a row past which the run stops.
             hang_seconds: Without a sign of life after which the run ends itself.
         """
         from mmpre.run import resume as resume_run

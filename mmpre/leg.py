@@ -1,5 +1,6 @@
 """One stage of a run: its steps, held-out losses, metrics and checkpoints."""
 
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,9 @@ from mmpre.average import trainable
 from mmpre.data.ledger import Ledger
 from mmpre.data.loader import MicroBatch, MicroBatches, slots, valid_slots
 from mmpre.data.loader import load as load_batches
+from mmpre.data.prefetch import LoadingError, Prefetch
 from mmpre.data.units import TooFewSamplesError, Units
+from mmpre.guard import SpikeGuard
 from mmpre.loop import Context, Step, held_out, steps
 from mmpre.metrics import MetricsWriter
 from mmpre.options import RunOptions
@@ -25,11 +28,25 @@ from mmpre.starts import begin
 from mmpre.stopping import Stopper, Watchdog
 
 Moments = tuple[Mapping[str, Tensor], Mapping[str, Any]]  # what checkpoint.flatten_optimizer gives
+# what a checkpoint's state says of a run: the stage and the step in it, and what Session carries on
+STATE = ("stage", "step", "best", "skipped", "skipped_in_a_row", "held_out_due", "guard", "ledger", "optimizer")
+
+
+class SaveError(checkpoint.CheckpointError):
+    """A checkpoint could not be written, and the run must not go on without."""
+
+
+class _Stopping(Exception):
+    """A signal came during a held-out evaluation."""
 
 
 @dataclass
 class Session:
-    """What the stages of a run share while a process carries it out. `metrics` is None but on the first process."""
+    """What the stages of a run share while a process carries it out. `metrics` is None but on the first process.
+
+    `skipped` counts the run's skipped steps, `unsaved` the saves that failed in a row. `held_out_due` is True where a
+    signal came before the held-out loss of the step was taken; it is taken first when the run goes on.
+    """
 
     checkpoints: Path
     options: RunOptions
@@ -42,7 +59,12 @@ class Session:
     stopper: Stopper
     watchdog: Watchdog
     best: dict[str, Any] = field(default_factory=lambda: {"step": None, "loss": None})
+    skipped: int = 0
     skipped_in_a_row: int = 0
+    held_out_due: bool = False
+    guard: Mapping[str, Any] = field(default_factory=dict)
+    unsaved: int = 0
+    step: int = 0  # that the run has come to
 
 
 class Leg:
@@ -62,6 +84,7 @@ class Leg:
             parameter.requires_grad_(not self.stage.frozen(name))
         self.trained = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         self.optimizer = self.stage.optimizer.build(self.trained.items())
+        self.guard = SpikeGuard(self.options.spike)
 
     def train(self, first: int, moments: Moments | None) -> bool:
         """Train the stage from a step on; False where a signal stopped it (after saving).
@@ -72,11 +95,18 @@ class Leg:
             self._begin(moments)
         elif moments is not None:
             checkpoint.restore_optimizer(self.optimizer, self.module, *moments)
+            self.guard.load_state(self.session.guard)
         batches = self._batches(first)
+        self.session.watchdog.also = batches.describe
         try:
             return self._train(first, batches)
+        except RuntimeError as e:
+            if not isinstance(e, LoadingError):
+                batches.check()
+            raise
         finally:
             batches.close()
+            self.session.watchdog.also = str
 
     def _begin(self, moments: Moments | None) -> None:
         """Put in place what the stage starts from, and take over what it carries on."""
@@ -86,40 +116,51 @@ class Leg:
         for line in begin(starts, self.module, self.averages, before):
             self.session.progress.say(line)
         if self.stage.carry.optimizer and moments is not None:
-            tensors, meta = moments
-            plain = self._of_trained(meta["plain"])
-            checkpoint.restore_optimizer(self.optimizer, self.module, self._of_trained(tensors), {"plain": plain})
+            tensors, plain = (self._of_trained(some) for some in (moments[0], moments[1]["plain"]))
+            meta = {"plain": plain, "tensors": len(tensors)}
+            checkpoint.restore_optimizer(self.optimizer, self.module, tensors, meta)
 
     def _of_trained(self, entries: Mapping[str, Any]) -> dict[str, Any]:
         """Those entries of an optimizer's state whose parameters this stage trains too."""
         return {label: value for label, value in entries.items() if label.rpartition("/")[0] in self.trained}
 
     def _train(self, first: int, batches: Iterator[MicroBatch]) -> bool:
-        options, step = self.options, first
+        options, watchdog = self.options, self.session.watchdog
         self.session.ledger.begin(self.number, self.units.shards.shares())
         done: Iterator[Step] = steps(
             self.stage, self.module, self.optimizer, batches, self.context, first=first, last=self.stage.steps,
             max_skipped=options.max_skipped, skipped_in_a_row=self.session.skipped_in_a_row, averages=self.averages,
+            guard=self.guard, phase=lambda name, step: watchdog.phase(name, self.before + step),
         )  # fmt: skip
+        if self.session.held_out_due:
+            self._validate(first)
+            if self.session.held_out_due:
+                return False
         since, tokens = time.perf_counter(), 0
-        self.session.watchdog.phase("train", self.before + first)
         for one in done:
             step = one.step + 1
+            self.session.step = self.before + step
             tokens += one.counts["tokens"]
+            watchdog.phase("recording", self.before + one.step)
             self._record(one, since, tokens)
-            self.session.watchdog.phase("train", self.before + step)
-            stop = self.processes.any_of([self.session.stopper.stopping])[0]
+            stop = self._stopping()
             last = step == self.stage.steps
             improved = False
-            if self.valid is not None and not stop and (last or step % self.stage.valid_every == 0):
-                improved = self._validate(step)
+            self.session.held_out_due = self.valid is not None and (last or step % self.stage.valid_every == 0)
+            if self.session.held_out_due and (last or not stop):
+                improved = self._validate(step, to_the_end=last)
+                stop = stop or self.session.held_out_due or self._stopping()
             if stop or last or improved or (self.before + step) % options.save_every == 0:
-                self._save(step)
+                self._save(step, must=stop or last)
             if stop:
-                return False
+                return last and self.number + 1 == len(self.session.recipe.stages)
         return True
 
-    def _batches(self, first: int):
+    def _stopping(self) -> bool:
+        """Has any process been asked to stop?"""
+        return self.processes.any_of([self.session.stopper.stopping])[0]
+
+    def _batches(self, first: int) -> Prefetch[MicroBatch]:
         stage, rank, world = self.stage, self.processes.rank, self.processes.world
         if len(self.units) < stage.batch:
             raise TooFewSamplesError(
@@ -135,20 +176,29 @@ class Leg:
     def _source(self, units: Units) -> MicroBatches:
         return MicroBatches.of(self.stage, units, seed=self.options.seed, number=self.number)
 
-    def _validate(self, step: int) -> bool:
-        """Held-out losses; True where their mean, weighted by the tasks' ratios, is the best so far."""
-        self.session.watchdog.phase("held-out loss", self.before + step)
+    def _held_out_batches(self, step: int, to_the_end: bool) -> Iterator[MicroBatch]:
+        source, rank, world = self._source(self.valid), self.processes.rank, self.processes.world
+        for slot in valid_slots(self.stage, min(self.stage.valid_rows, len(self.valid)), rank, world):
+            if not to_the_end and slot.m == rank and self._stopping():
+                raise _Stopping
+            self.session.watchdog.phase("held-out loss", self.before + step)
+            yield source[slot]
+
+    def _validate(self, step: int, *, to_the_end: bool = False) -> bool:
+        """Held-out losses; True where their mean, weighted by the tasks' ratios, is the best so far.
+
+        A signal ends it, and then it remains due, unless it goes `to_the_end` (that of a stage).
+        """
         stage = self.stage
-        rows = min(stage.valid_rows, len(self.valid))
-        source = self._source(self.valid)
-        values = held_out(
-            (source[slot] for slot in valid_slots(stage, rows, self.processes.rank, self.processes.world)),
-            self.tasks,
-            self.context,
-        )
+        try:
+            values = held_out(self._held_out_batches(step, to_the_end), self.tasks, self.context)
+        except _Stopping:
+            return False
+        self.session.held_out_due = False
         ratios = {task.name: task.ratio for task in stage.tasks}
         loss = sum(ratios[name] * one["loss"] for name, one in values.items()) / sum(ratios.values())
-        improved = self.session.best["loss"] is None or loss < self.session.best["loss"]
+        best = self.session.best["loss"]
+        improved = math.isfinite(loss) and (best is None or loss < best)
         if improved:
             self.session.best = {"step": self.before + step, "loss": loss}
         if self.session.metrics:
@@ -159,6 +209,7 @@ class Leg:
         return improved
 
     def _record(self, one: Step, since: float, tokens: int) -> None:
+        self.session.skipped += one.skipped
         self.session.skipped_in_a_row = self.session.skipped_in_a_row + 1 if one.skipped else 0
         holes = (
             [hole for some in self.processes.gather(list(one.holes)) for hole in some] if one.counts["holes"] else []
@@ -168,19 +219,22 @@ class Leg:
             write=self.session.metrics is not None, modalities=self.tasks[one.task].roles,
         )  # fmt: skip
         self.session.ledger.check()
-        if self.session.metrics and (one.skipped or one.step % self.options.log_every == 0):
+        logged = one.skipped or one.step % self.options.log_every == 0
+        ranks = self.processes.gather({name: round(one.seconds[name], 4) for name in one.seconds}) if logged else []
+        if self.session.metrics and logged:
             line = {"step": self.before + one.step, "task": one.task, "loss": one.loss, **one.values, "norm": one.norm,
                     "lr": one.lr, "tokens": one.counts["tokens"], "rows": one.counts["rows"],
                     "picked": one.picked}  # fmt: skip
             if one.skipped:
-                line |= {"skipped": True, "keys": list(one.keys)}
+                line |= {"skipped": True, "cause": one.cause, "keys": list(one.keys)}
+                self.session.progress.say(f"step {self.before + one.step} was skipped: {one.cause}")
             seconds = time.perf_counter() - since
-            self.session.metrics.write(
-                line | {"time": {"seconds": round(seconds, 3), "tokens_per_second": round(tokens / seconds)}}
-            )
+            times = {"seconds": round(seconds, 3), "tokens_per_second": round(tokens / seconds), "processes": ranks}
+            self.session.metrics.write(line | {"time": times})
         self.session.progress.step(self.before + one.step + 1, one, tokens / (time.perf_counter() - since))
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, *, must: bool) -> None:
+        """Save; a failure is told and the run goes on, unless it ends here or too many failed in a row."""
         self.session.watchdog.phase("save", self.before + step)
         self.processes.barrier()
         problem = None
@@ -191,7 +245,10 @@ class Leg:
                 "stage": self.number + 1 if ended else self.number,
                 "step": 0 if ended else step,
                 "best": self.session.best,
+                "skipped": self.session.skipped,
                 "skipped_in_a_row": self.session.skipped_in_a_row,
+                "held_out_due": self.session.held_out_due,
+                "guard": {} if ended else self.guard.state(),
                 "ledger": self.session.ledger.state(),
                 "optimizer": meta,
             }
@@ -202,11 +259,19 @@ class Leg:
                     {"model": dict(self.module.state_dict(keep_vars=True)), "optimizer": tensors}, state,
                     keep=self.options.keep, protect=protect,
                 )  # fmt: skip
-            except (OSError, checkpoint.CheckpointError) as e:
-                problem = str(e)
+            except Exception as e:  # whatever it is, the other processes wait for an answer
+                problem = str(e) if isinstance(e, checkpoint.CheckpointError) else f"{type(e).__name__}: {e}"
         problem = self.processes.gather(problem)[0]
-        if problem:
-            self.session.progress.say(f"checkpoint at step {self.before + step} was not written: {problem}")
+        self.session.unsaved = self.session.unsaved + 1 if problem else 0
+        if not problem:
+            return
+        told = f"checkpoint at step {self.before + step} was not written: {problem}"
+        if must or self.session.unsaved > self.options.max_unsaved:
+            how = "the run ends here" if must else f"{self.session.unsaved} saves in a row have failed"
+            raise SaveError(
+                f"{told}; {how}. Make room, then go on from the last one that was saved with `mmpre resume`"
+            )
+        self.session.progress.say(f"{told}; training goes on, {self.options.max_unsaved} may fail in a row")
 
 
 def global_step(recipe: Recipe, stage: int, step: int) -> int:

@@ -6,9 +6,10 @@ step, micro-batch), so nothing depends on how many processes share the step.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
@@ -18,6 +19,7 @@ from mmpre.average import Average
 from mmpre.data.ledger import Hole
 from mmpre.data.loader import MicroBatch
 from mmpre.draw import Draw
+from mmpre.guard import SpikeGuard, blame, not_finite
 from mmpre.objectives.loss import Loss
 from mmpre.objectives.protocol import InBatch
 from mmpre.optim import set_learning_rate
@@ -27,7 +29,7 @@ from mmpre.tokens import Batch, Views
 
 
 class NonFiniteError(RuntimeError):
-    """Too many steps in a row had a loss or gradient that is not a finite number."""
+    """Too many steps in a row were skipped: a loss or gradient that is not a finite number, or a spike."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,11 @@ class Context:
 
 @dataclass(frozen=True)
 class Step:
-    """What one step did, as the run records it. `keys` names the step's samples where it was skipped."""
+    """What one step did, as the run records it.
+
+    Where it was skipped, `cause` says what was wrong and `keys` names the samples that may be at fault, over all
+    processes. `seconds` is what this process spent on loading and on forward and backward.
+    """
 
     step: int
     task: str
@@ -65,6 +71,8 @@ class Step:
     holes: Sequence[Hole]
     skipped: bool
     keys: Sequence[str]
+    cause: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def picked(self) -> dict[str, float]:
@@ -80,8 +88,10 @@ class Tally:
         self.sums: dict[str, Tensor] = {}
         self.per: dict[str, str] = {}
         self.weights: dict[str, float] = {}
+        self.parts: list[dict[str, Tensor]] = []
 
     def add(self, loss: Loss) -> None:
+        self.parts.append({term.name: term.sum.detach() for term in loss.terms})
         for term in loss.terms:
             self._add(term.name, term.sum, term.per)
             self.weights[term.name] = term.weight
@@ -146,30 +156,47 @@ class Gradients:
 def steps(
     stage: Stage, module: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[MicroBatch], context: Context,
     *, first: int, last: int, max_skipped: int = 20, skipped_in_a_row: int = 0, averages: Sequence[Average] = (),
+    guard: SpikeGuard | None = None, phase: Callable[[str, int], None] = lambda name, step: None,
 ) -> Iterator[Step]:  # fmt: skip
     """Train from step `first` to `last` (exclusive), yielding after each update.
 
-    A loss or gradient that is not finite on any process skips the update on all of them. Raises NonFiniteError after
-    more than `max_skipped` such steps in a row; the weights are then those before the first of them.
+    A loss or gradient that is not finite on any process, or that `guard` refuses, skips the update on all of them.
+    Raises NonFiniteError after more than `max_skipped` such steps in a row; the weights are then those before the
+    first of them. `phase` is told what is being done.
     """
     processes = context.processes
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    names = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    parameters = list(names.values())
     gradients = Gradients(parameters, processes, exact=context.exact)
     share = stage.micro_batches // processes.world
     module.train()
     for step in range(first, last):
         task = stage.task_at(step, context.seed)
+        phase("loading", step)
+        begun = time.perf_counter()
         mine = list(islice(batches, share))
+        loaded = time.perf_counter()
         if len(mine) != share or any(made.slot.step != step for made in mine):
             got = [(made.slot.step, made.slot.m) for made in mine]
             raise RuntimeError(f"train: step {step} needs {share} micro-batches, the loader delivered {got}")
+        phase("waiting for the other processes", step)
         counts = step_counts(mine, processes)
-        tally = Tally()
+        phase("forward and backward", step)
+        counted, tally = time.perf_counter(), Tally()
         backward(task, mine, counts, gradients, tally, context)
+        seconds = {"loading": loaded - begun, "own": time.perf_counter() - counted}
+        phase("adding up gradients", step)
         gradients.finish()
         values = tally.values(counts, processes)
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        good = processes.all_agree(math.isfinite(values["loss"]) and bool(norm.isfinite()))
+        finite = processes.all_agree(math.isfinite(values["loss"]) and bool(norm.isfinite()))
+        cause, keys = "", []
+        if not finite:
+            cause, keys = blame(processes.gather(not_finite(mine, tally.parts, names)))
+        elif guard is not None:
+            cause = guard.refuses(task.name, {"loss": values["loss"], "gradient norm": norm.item()})
+            keys = [key for some in processes.gather(_keys(mine)) for key in some] if cause else []
+        good = not cause
         lr = set_learning_rate(optimizer, stage.optimizer.schedule, stage.origin.schedule + step)
         if good:
             if stage.clip is not None:
@@ -183,15 +210,18 @@ def steps(
         skipped_in_a_row = 0 if good else skipped_in_a_row + 1
         yield Step(
             step, task.name, values.pop("loss"), values, norm.item(), lr, counts,
-            [hole for made in mine for hole in made.holes], not good,
-            [] if good else [key for made in mine for part in made.parts for key in part.keys],
+            [hole for made in mine for hole in made.holes], not good, keys, cause, seconds,
         )  # fmt: skip
         if skipped_in_a_row > max_skipped:
             raise NonFiniteError(
                 f"{skipped_in_a_row} steps in a row (up to step {step}, task {task.name}) had a loss or gradient that "
-                "is not finite; the weights are still those before them. Lower the learning rate, or look at the "
-                "samples that metrics.jsonl names for these steps"
+                f"is not finite or a spike, the last: {cause}. The weights are still those before them. Lower the "
+                "learning rate, or look at the samples that metrics.jsonl names for these steps"
             )
+
+
+def _keys(batches: Iterable[MicroBatch]) -> list[str]:
+    return [key for made in batches for part in made.parts for key in part.keys]
 
 
 def step_counts(batches: Iterable[MicroBatch], processes: Processes) -> dict[str, int]:

@@ -18,11 +18,13 @@ class MetricsWriter:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
 
-    def truncate_after(self, step: int) -> None:
-        """Keep the lines up to a step; a line that was cut by a kill goes as well."""
+    def truncate_after(self, step: int, *, held_out: bool = True) -> None:
+        """Keep the lines up to a step, with or without the held-out losses after it; a line that was cut by a kill goes
+        as well."""
         if not self.path.exists():
             return
         kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        kept = [line for line in kept if held_out or "valid" not in line or line["step"] < step]
         aside = self.path.with_name(f".{self.path.name}")
         aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         os.replace(aside, self.path)

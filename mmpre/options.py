@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class RunOptions:
     """How a run is carried out, whatever the recipe.
 
-    Of these, only `seed`, `precision` and `exact` change results, and in exact mode `threads`: a sum that is split
-    over more threads is rounded otherwise.
+    Of these, only `seed`, `precision`, `spike` and `exact` change results, and in exact mode `threads`: a sum that is
+    split over more threads is rounded otherwise.
     """
 
     seed: int = 0  # of the data order, masks, initial weights and dropout
@@ -20,7 +20,9 @@ class RunOptions:
     keep: int = 2  # checkpoints kept, beside the best one
     log_every: int = 10  # steps between logged steps
     max_holes: float = 0.05  # share of unusable samples past which the run stops
-    max_skipped: int = 20  # non-finite steps in a row past which the run stops
+    max_skipped: int = 20  # skipped steps in a row (not finite, or spikes) past which the run stops
+    max_unsaved: int = 3  # saves that fail in a row past which the run stops
+    spike: float = 0.0  # skip a step whose loss or gradient norm is so many deviations above the median; 0 for never
     hang_seconds: float = 1800.0  # without a sign of life after which the run ends itself; 0 for never
 
     def __post_init__(self) -> None:
@@ -33,6 +35,9 @@ class RunOptions:
                 problems.append(f"{name} must be at least 1, got {value}")
         if self.workers is not None and self.workers < 0:
             problems.append(f"workers must not be negative (0 loads in the trainer itself), got {self.workers}")
+        for name in ("max_skipped", "max_unsaved", "spike", "hang_seconds"):
+            if not getattr(self, name) >= 0:
+                problems.append(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.max_holes <= 1:
             problems.append(f"max_holes must lie between 0 and 1, got {self.max_holes}")
         if problems:

@@ -6,17 +6,13 @@ ledger.jsonl    one line for each sample that could not be used
 checkpoints/    step-00001234/ with safetensors and JSON, never pickles
 """
 
-import json
 import logging
 import os
-import platform
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +25,22 @@ from mmpre.data.loader import check_world
 from mmpre.data.shards import ShardReader, Sidecar
 from mmpre.data.units import Units, describe, measure
 from mmpre.draw import hashed
-from mmpre.leg import Leg, Session, global_step
-from mmpre.lock import RunLock
+from mmpre.leg import STATE, Leg, Session, global_step
+from mmpre.lock import LockedError, RunLock
 from mmpre.metrics import MetricsWriter
 from mmpre.options import RunOptions
+from mmpre.peers import check_alike, digest_of_code, digest_of_weights, first_cause
 from mmpre.plugins import LoadedRecipe, find_recipe
 from mmpre.processes import Processes
 from mmpre.progress import Progress
 from mmpre.recipe import Recipe, Stage
+from mmpre.record import FORMAT, RunError, begin, conclude, packages, read_record, restart, take_up
+from mmpre.signs import Signs
 from mmpre.stopping import Stopper, Watchdog, die_with_parent
-from mmpre.strict_json import read as read_json
 
+__all__ = ["Run", "RunError", "load", "open_units", "resume", "train"]
 log = logging.getLogger(__name__)
-FORMAT = 1
-
-
-class RunError(ValueError):
-    """A run that cannot be started, resumed or read as asked."""
+NEVER_SECONDS = 365 * 86_400.0  # that a collective waits where no watchdog is wanted
 
 
 def train(
@@ -81,8 +76,8 @@ def resume(run: Path | str, **changes: Any) -> Path:
     `sidecar` and `valid_sidecar` where the same shards have moved.
     """
     run = Path(run)
-    record = _read_record(run)
-    results = {"seed", "precision", "exact"} | ({"threads"} if record["options"]["exact"] else set())
+    record = read_record(run)
+    results = {"seed", "precision", "exact", "spike"} | ({"threads"} if record["options"]["exact"] else set())
     fixed = results & {k for k, v in changes.items() if v != record["options"].get(k)}
     if fixed:
         raise RunError(
@@ -100,7 +95,7 @@ def resume(run: Path | str, **changes: Any) -> Path:
 def load(run: Path | str, *, best: bool = False) -> "Run":
     """Open a run to look at it: its record, its recipe, and its network with the newest (or best) weights."""
     run = Path(run)
-    record = _read_record(run)
+    record = read_record(run)
     return Run(run, record, _find_again(run, record), best)
 
 
@@ -137,16 +132,6 @@ def _build(found: LoadedRecipe, numbers: Mapping[str, Any], seed: int) -> Recipe
     return recipe
 
 
-def _read_record(run: Path) -> dict[str, Any]:
-    path = run / "run.json"
-    if not path.exists():
-        raise RunError(f"{run} is not a run: it has no run.json; `mmpre train` makes one")
-    record = read_json(path)
-    if record.get("format") != FORMAT:
-        raise RunError(f"{path} has format {record.get('format')}, this version of mmpre reads format {FORMAT}")
-    return record
-
-
 def _find_again(run: Path, record: Mapping[str, Any]) -> LoadedRecipe:
     kept = run / "recipe.py"
     found = find_recipe(kept if kept.exists() else record["recipe"]["name"], name=record["recipe"]["name"])
@@ -160,24 +145,53 @@ def _carry_out(out: Path, record: dict[str, Any], found: LoadedRecipe, options: 
     threads = torch.get_num_threads()
     if options.arithmetic_threads:
         torch.set_num_threads(options.arithmetic_threads)
-    processes = Processes.start()
-    if processes.world > 1:
+    if "WORLD_SIZE" in os.environ:  # before anything can hang
         die_with_parent()
+    processes = Processes.start(options.hang_seconds + 60 if options.hang_seconds else NEVER_SECONDS)
     try:
         recipe = _build(found, record["numbers"], options.seed)
         for stage in recipe.stages:
             check_world(stage.micro_batches, processes.world)
-        if processes.rank == 0:
-            out.mkdir(parents=True, exist_ok=True)
-        processes.barrier()
-        with RunLock(out) if processes.rank == 0 else nullcontext():
+        with _alone(out, processes), first_cause(out, processes):
             data, valid = _open_data(recipe)
-            _check_record(out, record, found, [describe(units) for units in data], processes, fresh)
+            told = [describe(units) for units in data]
+            _check_processes(record, found, told, recipe, processes)
+            if fresh:
+                begin(out, record, found, told, processes)
+            else:
+                take_up(out, record, told, processes)
             _train_stages(out, recipe, data, valid, options, processes, fresh)
     finally:
         processes.stop()
         torch.set_num_threads(threads)
     return out
+
+
+@contextmanager
+def _alone(out: Path, processes: Processes) -> Iterator[None]:
+    """Hold the run's lock for all of its processes; where it cannot be had, all of them say so."""
+    with ExitStack() as held:
+        problem: Exception | None = None
+        if processes.rank == 0:
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+                held.enter_context(RunLock(out))
+            except (LockedError, OSError) as e:
+                problem = e
+        if problem := processes.gather(problem)[0]:
+            raise problem
+        yield
+
+
+def _check_processes(
+    record: Mapping[str, Any], found: LoadedRecipe, data: Sequence[Mapping[str, Any]], recipe: Recipe,
+    processes: Processes,
+) -> None:  # fmt: skip
+    if processes.world > 1:
+        weights = digest_of_weights(recipe.module())
+        about = {"code": digest_of_code(), "recipe": found.digest, "data": data, "initial weights": weights}
+        about |= {name: record[name] for name in ("numbers", "options")}
+        check_alike(processes, packages() | about)
 
 
 def _open_data(recipe: Recipe) -> tuple[list[Units], list[Units | None]]:
@@ -196,28 +210,6 @@ def _open_data(recipe: Recipe) -> tuple[list[Units], list[Units | None]]:
     return data, valid
 
 
-def _check_record(
-    out: Path, record: dict[str, Any], found: LoadedRecipe, fingerprints: list[Mapping[str, Any]],
-    processes: Processes, fresh: bool,
-) -> None:  # fmt: skip
-    """Write down what a new run begins with; refuse to continue one on other data."""
-    if not fresh:
-        for number, (was, now) in enumerate(zip(record["data"], fingerprints, strict=True)):
-            if was["fingerprint"] != now["fingerprint"]:
-                raise RunError(
-                    f"the data of stage {number} is not what {out} was trained on: {was['samples']} samples "
-                    f"(fingerprint {was['fingerprint'][:12]}) then, {now['samples']} ({now['fingerprint'][:12]}) now. "
-                    "Shards may move, but must be the same, in the same order; start a new run for other data"
-                )
-    elif processes.rank == 0:
-        record = record | {"data": fingerprints, "environment": _environment(processes)}
-        if found.is_file:
-            (out / "recipe.py").write_bytes(found.path.read_bytes())
-        aside = out / ".run.json"
-        aside.write_text(json.dumps(record, indent=2) + "\n")
-        os.replace(aside, out / "run.json")
-
-
 def _train_stages(
     out: Path, recipe: Recipe, data: Sequence[Units], valid: Sequence[Units | None], options: RunOptions,
     processes: Processes, fresh: bool,
@@ -226,23 +218,30 @@ def _train_stages(
     module = recipe.module().to(processes.device)
     ledger = Ledger(out / "ledger.jsonl", limit=options.max_holes)
     saved = None if fresh else checkpoint.latest(out / "checkpoints")
+    check_alike(processes, {"newest checkpoint": saved and saved.path.name})
     number, step, more = 0, 0, {}
     if saved:
+        saved.needs({"model", "optimizer"}, STATE)
         checkpoint.restore_model(module, saved.tensors["model"], strict=True)
         number, step = saved.state["stage"], saved.state["step"]
-        more = {name: saved.state[name] for name in ("best", "skipped_in_a_row")}
+        more = {name: saved.state[name] for name in ("best", "skipped", "skipped_in_a_row", "held_out_due", "guard")}
         ledger.load_state(saved.state["ledger"])
     metrics = MetricsWriter(out / "metrics.jsonl") if processes.rank == 0 else None
     if metrics:
         checkpoint.sweep(out / "checkpoints")
-        metrics.truncate_after(global_step(recipe, number, step) - 1)
+        held_out = not more.get("held_out_due", False)
+        metrics.truncate_after(global_step(recipe, number, step) - 1, held_out=held_out)
         ledger.truncate_after(global_step(recipe, number, step) - 1)
     if number >= len(recipe.stages):
-        print(f"{out} is finished: nothing left to train")
+        if metrics:
+            print(f"{out} is finished: nothing left to train")
         return
+    if metrics and not fresh:
+        restart(out, step=global_step(recipe, number, step), processes=processes)
+    signs = Signs(out, processes.rank, processes.world) if processes.world > 1 else None
     with (
         Stopper() as stopper,
-        Watchdog(options.hang_seconds, out, processes.rank) as watchdog,
+        Watchdog(options.hang_seconds, out, processes.rank, signs) as watchdog,
         Progress(sum(stage.steps for stage in recipe.stages), out, quiet=processes.rank > 0) as progress,
     ):
         session = Session(
@@ -252,11 +251,14 @@ def _train_stages(
         moments = (saved.tensors["optimizer"], saved.state["optimizer"]) if saved else None
         for stage in range(number, len(recipe.stages)):
             leg = Leg(session, stage, data[stage], valid[stage])
-            if not leg.train(step if stage == number else 0, moments):
-                progress.say(f"stopped and saved; go on with: mmpre resume {out}")
-                return
+            finished = leg.train(step if stage == number else 0, moments)
+            if not finished:
+                break
             moments = checkpoint.flatten_optimizer(leg.optimizer, module)
-        progress.say(ledger.summary())
+        if metrics:
+            progress.say(conclude(out, ledger, step=session.step, finished=finished, skipped=session.skipped))
+        if not finished:
+            progress.say(f"stopped and saved; go on with: mmpre resume {out}")
 
 
 def open_units(stage: Stage, urls: Sequence[str], sidecar: str | None, *, what: str = "data") -> Units:
@@ -267,11 +269,3 @@ def open_units(stage: Stage, urls: Sequence[str], sidecar: str | None, *, what: 
     readers = [reader for task in stage.tasks for reader in task.objective.readers.values()]
     sidecars = [Sidecar(Path(sidecar), shards)] if sidecar else []
     return measure(Units(ShardReader(shards), sidecars), readers, shards.cache)
-
-
-def _environment(processes: Processes) -> dict[str, Any]:
-    packages = {name: version(name) for name in ("mmpre", "torch", "numpy", "tokenizers", "safetensors")}
-    return {
-        "python": sys.version.split()[0], "machine": platform.platform(), "processes": processes.world,
-        "device": str(processes.device), "threads": torch.get_num_threads(), **packages,
-    }  # fmt: skip

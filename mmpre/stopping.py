@@ -7,10 +7,14 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+from mmpre.signs import Signs
+
 HANG_EXIT = 75
+GRACE_SECONDS = 1.0  # for the other processes' own notes, before they are ended
 _PR_SET_PDEATHSIG = 1
 
 
@@ -63,37 +67,57 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
 class Watchdog:
     """Ends the process when it gives no sign of life for some seconds, after writing down where every thread stands.
 
-    `phase` is the sign of life. The note goes to `<run>/hang-rank<k>.txt` and stderr; the exit code is 75.
+    `phase` is the sign of life. The note goes to `<run>/hang-rank<k>.txt` and stderr; it tells what the run's other
+    processes were last seen doing (`signs`), and what `also` says of this one (its loading workers). Then the
+    processes of the run on this machine are ended, and this one with exit code 75. It does not rely on any timeout of
+    the loader's or of a collective's.
     """
 
-    def __init__(self, seconds: float, folder: Path, rank: int) -> None:
-        self.seconds, self.path, self.rank = seconds, folder / f"hang-rank{rank}.txt", rank
-        self._last, self._phase, self._ended = time.monotonic(), "start", threading.Event()
+    def __init__(self, seconds: float, folder: Path, rank: int, signs: Signs | None = None) -> None:
+        self.seconds, self.path, self.rank, self.signs = seconds, folder / f"hang-rank{rank}.txt", rank, signs
+        self.also: Callable[[], str] = lambda: ""
+        self._last, self._phase, self._ended = time.monotonic(), ("start", 0), threading.Event()
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "Watchdog":
         if self.seconds > 0:
-            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+            self.path.unlink(missing_ok=True)  # of an earlier start
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
 
     def phase(self, name: str, step: int) -> None:
-        self._last, self._phase = time.monotonic(), f"{name}, step {step}"
+        self._last, self._phase = time.monotonic(), (name, step)
 
     def _watch(self) -> None:
-        while not self._ended.wait(min(self.seconds / 4, 5.0)):
+        period = min(self.seconds / 4, 5.0)
+        while True:
+            if self.signs is not None:
+                self.signs.give(*self._phase)
+            if self._ended.wait(period):
+                return
             if time.monotonic() - self._last > self.seconds:
-                self._end()
+                self._end(period)
 
-    def _end(self) -> None:
-        note = f"rank {self.rank} gave no sign of life for {self.seconds:g} s in phase: {self._phase}\n"
+    def _end(self, period: float) -> None:
+        name, step = self._phase
+        note = f"rank {self.rank} gave no sign of life for {self.seconds:g} s in phase: {name}, step {step}\n"
+        for told in (self.signs.told(period) if self.signs is not None else "", self.also()):
+            note += f"{told}\n" if told else ""
         for file in (sys.stderr, self._open()):
             if file is not None:
                 file.write(note)
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
-        _kill_children()
+        kill_children()
+        if self.signs is not None:
+            time.sleep(GRACE_SECONDS)
+            self.signs.kill_others()
         os._exit(HANG_EXIT)
 
     def _open(self):
@@ -103,7 +127,7 @@ class Watchdog:
             return None
 
 
-def _kill_children() -> None:
+def kill_children() -> None:
     import multiprocessing
 
     for child in multiprocessing.active_children():

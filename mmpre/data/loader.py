@@ -4,29 +4,28 @@ The position in the data is one integer, the step. What a step holds is a functi
 another number of workers or processes gives the same micro-batches, and resuming is to begin at another step.
 """
 
+import random
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from mmpre.data.ledger import Hole
 from mmpre.data.order import Order, deal, donor
+from mmpre.data.prefetch import LoadingError, Prefetch
 from mmpre.data.sample import BadMember, Sample
 from mmpre.data.shards import CorruptSample
+from mmpre.data.tar import printable
 from mmpre.data.units import Units
 from mmpre.draw import Draw, hashed
 from mmpre.modality import Reader
 from mmpre.recipe import Stage
-from mmpre.stopping import worker_init
 from mmpre.tokens import Batch, Row, Views, pack
 from mmpre.view import View
 
-
-class LoadingError(RuntimeError):
-    """Anything unforeseen in a loading worker, as one plain class that always reaches the trainer."""
+__all__ = ["LoadingError", "MicroBatch", "MicroBatches", "Slot", "check_world", "load", "slots", "valid_slots"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class MicroBatch:
     units: Sequence[int]
 
 
-class MicroBatches(Dataset):
+class MicroBatches:
     """Makes the micro-batch of a slot. Picklable, without weights."""
 
     def __init__(
@@ -92,11 +91,18 @@ class MicroBatches(Dataset):
             return self._make(slot)
         except OSError as e:  # storage, not data: named as it is, after the reader's own retries
             raise LoadingError(f"reading step {slot.step} failed: {e}") from None
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             detail = traceback.format_exc(limit=-4)
             raise LoadingError(
                 f"loading worker, step {slot.step}, task {slot.task}: {type(e).__name__}: {e}\n{detail}"
             ) from None
+
+    def note(self, unit: int) -> None:
+        """Called with each unit that is begun; loading workers put their own in its place."""
+
+    def name(self, unit: int) -> str:
+        shard, key = self.units.identity(unit)
+        return f"{printable(shard)}: {printable(key)}"
 
     def _make(self, slot: Slot) -> MicroBatch:
         positions = np.arange(slot.start, slot.start + slot.size, dtype=np.int64)
@@ -105,7 +111,9 @@ class MicroBatches(Dataset):
         view, readers = self.work[slot.task]
         made: list[dict[str, Row]] = []
         holes: list[Hole] = []
+        _seed_libraries(hashed(self.seed, self.stage, "libraries", slot.kind, slot.step, slot.m))
         for position, unit in zip(positions[mine].tolist(), units[mine].tolist(), strict=True):
+            self.note(unit)
             one = self._rows(slot.step, position, unit, view, readers)
             (holes if isinstance(one, Hole) else made).append(one)
         parts = [_pack(part, view) for part in _split(made, self.max_tokens)]
@@ -131,6 +139,14 @@ class MicroBatches(Dataset):
             shard, key = self.units.identity(unit)
             modality = next((role for role, reader in readers.items() if e.member.split("|")[0] in reader.suffixes), "")
             return Hole(cause=e.cause, shard=shard, key=key, member=e.member, modality=modality, detail=e.detail)
+
+
+def _seed_libraries(number: int) -> None:
+    """For readers and augmentations that draw from a library's own generator: alike for every number of workers and
+    processes, and never the same for two micro-batches."""
+    torch.manual_seed(number)
+    np.random.seed(number % (1 << 32))
+    random.seed(number)
 
 
 def _pack(rows: Sequence[Mapping[str, Row]], view: View | Mapping[str, View]) -> Batch | Views:
@@ -187,37 +203,6 @@ def check_world(micro_batches: int, world: int) -> None:
         )
 
 
-def load(
-    data: MicroBatches, order: Sequence[Slot] | Iterator[Slot], workers: int, *, pin: bool = False
-) -> Iterator[MicroBatch]:
+def load(data: "MicroBatches", order: Iterable[Slot], workers: int, *, pin: bool = False) -> Prefetch[MicroBatch]:
     """Make the micro-batches of slots in their order; workers prefetch and ignore signals meant for the trainer."""
-    if workers == 0:
-        for slot in order:
-            yield data[slot]
-        return
-    loader = DataLoader(
-        data, sampler=_Slots(order), batch_size=None, collate_fn=_as_it_is, num_workers=workers, prefetch_factor=4,
-        worker_init_fn=_start_worker, pin_memory=pin,
-    )  # fmt: skip
-    prefetched = iter(loader)
-    try:
-        yield from prefetched
-    finally:  # at once: what torch does when the interpreter ends waits for workers that ignore SIGTERM
-        prefetched._shutdown_workers()
-
-
-class _Slots(torch.utils.data.Sampler):
-    def __init__(self, order: Iterable[Slot]) -> None:
-        self.order = order
-
-    def __iter__(self) -> Iterator[Slot]:
-        return iter(self.order)
-
-
-def _as_it_is(made: MicroBatch) -> MicroBatch:
-    return made
-
-
-def _start_worker(number: int) -> None:
-    torch.set_num_threads(1)
-    worker_init()
+    return Prefetch(data, order, workers, pin=pin)

@@ -1,0 +1,118 @@
+"""run.json: what a run was asked for, what it began with, how often it was taken up again, and what came of it."""
+
+import json
+import logging
+import os
+import platform
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmpre.data.ledger import Ledger
+from mmpre.peers import digest_of_code
+from mmpre.plugins import LoadedRecipe
+from mmpre.processes import Processes
+from mmpre.strict_json import read as read_json
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+
+
+class RunError(ValueError):
+    """A run that cannot be started, resumed or read as asked."""
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    path = run / "run.json"
+    if not path.exists():
+        raise RunError(f"{run} is not a run: it has no run.json; `mmpre train` makes one")
+    record = read_json(path)
+    came = record.get("format") if isinstance(record, dict) else "none"
+    if came != FORMAT:
+        raise RunError(f"{path} has format {came}, this version of mmpre reads format {FORMAT}")
+    return record
+
+
+def begin(
+    out: Path, record: Mapping[str, Any], found: LoadedRecipe, data: Sequence[Mapping[str, Any]], processes: Processes
+) -> None:
+    """Write down what a new run begins with."""
+    if processes.rank == 0:
+        if found.is_file:
+            (out / "recipe.py").write_bytes(found.path.read_bytes())
+        _write(out, {**record, "data": data, "environment": environment(processes)})
+
+
+def take_up(out: Path, record: Mapping[str, Any], data: Sequence[Mapping[str, Any]], processes: Processes) -> None:
+    """Refuse to go on with other data; tell what has changed around the run since it was last worked on."""
+    if len(record["data"]) != len(data):
+        raise RunError(f"the recipe of {out} has {len(data)} stages now, it had {len(record['data'])}")
+    for number, (was, now) in enumerate(zip(record["data"], data, strict=True)):
+        if was["fingerprint"] != now["fingerprint"]:
+            raise RunError(
+                f"the data of stage {number} is not what {out} was trained on: {was['samples']} samples "
+                f"(fingerprint {was['fingerprint'][:12]}) then, {now['samples']} ({now['fingerprint'][:12]}) now. "
+                "Shards may move, but must be the same, in the same order; start a new run for other data"
+            )
+    if processes.rank == 0:
+        now = environment(processes)
+        last = (record.get("restarts") or [record])[-1]["environment"]
+        for name in ("python", *packages(), "code"):
+            if last.get(name) != now[name]:
+                log.warning(
+                    "%s was %s when %s was last worked on and is %s now: the order of the data stays the same, numbers "
+                    "may differ in their last bits", name, last.get(name), out, now[name],
+                )  # fmt: skip
+
+
+def restart(out: Path, *, step: int, processes: Processes) -> None:
+    """Write down that a run goes on from a step."""
+    record = read_record(out)
+    record.setdefault("restarts", []).append({"at": _now(), "step": step, "environment": environment(processes)})
+    _write(out, record)
+
+
+def conclude(out: Path, ledger: Ledger, *, step: int, finished: bool, skipped: int) -> str:
+    """Write down what came of a run so far; return it as a line for people."""
+    record = read_record(out)
+    causes = Counter[str]()
+    for (cause, _, _), count in ledger.table.items():
+        causes[cause] += count
+    restarts = len(record.get("restarts", []))
+    record["outcome"] = {
+        "at": _now(), "finished": finished, "step": step, "rows": ledger.seen, "holes": dict(causes),
+        "skipped_steps": skipped, "restarts": restarts, "ledger": str(ledger.path) if causes else None,
+    }  # fmt: skip
+    try:
+        _write(out, record)
+    except OSError as e:
+        log.warning("%s: the outcome was not written down (%s)", out, e)
+    told = f"{ledger.summary()}; {skipped} steps skipped; {restarts} restarts"
+    return f"{told}; {ledger.path} names the holes" if causes else told
+
+
+def packages() -> dict[str, str]:
+    return {name: version(name) for name in ("mmpre", "torch", "numpy", "tokenizers", "safetensors")}
+
+
+def environment(processes: Processes) -> dict[str, Any]:
+    return {
+        "python": sys.version.split()[0], "machine": platform.platform(), "processes": processes.world,
+        "device": str(processes.device), "threads": torch.get_num_threads(), "code": digest_of_code(), **packages(),
+    }  # fmt: skip
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _write(out: Path, record: Mapping[str, Any]) -> None:
+    aside = out / ".run.json"
+    aside.write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(aside, out / "run.json")
