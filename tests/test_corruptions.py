@@ -10,7 +10,7 @@ from mmpre.draw import Draw
 from mmpre.masking.corrupt import BertReplace, HideAll
 from mmpre.masking.drop import Collapse, Drop, Insert
 from mmpre.masking.exact import ExactShare
-from mmpre.masking.fill import FromOther, Noise, Shares, Swap, Zero
+from mmpre.masking.fill import FromOther, Noise, Shares, Show, Swap, Zero
 from mmpre.masking.on_device import hide
 from mmpre.masking.random import RandomTokens
 from mmpre.masking.supplied import Supplied
@@ -73,6 +73,15 @@ def test_zero_and_noise_touch_the_picked_entries_of_their_field_only():
         Noise("frame", 0)
     with pytest.raises(ValueError, match="field 'few': it must have one entry a token, got 1 for 4"):
         Zero("few")(some_tokens(4, few=torch.tensor([1])), torch.tensor([1]), row(0))
+
+
+def test_given_values_are_shown_one_for_each_picked_token():
+    tokens, index_M = some_tokens(9), torch.tensor([2, 5])
+    made = Show("ids", torch.tensor([7, 8]))(tokens, index_M, BATCH)
+    assert made.tokens["ids"][index_M].tolist() == [7, 8] and not made.replaced_N.any()
+    assert (made.tokens["ids"] != tokens["ids"]).sum() == 2
+    with pytest.raises(ValueError, match="a value for each of 2 picked tokens, got 1 for field 'ids'"):
+        Show("ids", torch.tensor([7]))(tokens, index_M, BATCH)
 
 
 def test_a_swap_keeps_the_rows_tokens_and_leaves_none_in_its_place():

@@ -14,11 +14,12 @@ from mmpre.masking.exact import ExactShare
 from mmpre.masking.grid import Blocks, Tube
 from mmpre.masking.mixture import Mixture
 from mmpre.masking.random import RandomTokens
+from mmpre.masking.rows import lowest
 from mmpre.masking.schedule import Line
 from mmpre.masking.spans import StartedSpans
 from mmpre.masking.supplied import Supplied, SuppliedError
 from mmpre.masking.weighted import Weighted, draw_weighted
-from mmpre.tokens import Tokens
+from mmpre.tokens import Layout, Tokens
 
 BATCH = Draw.micro_batch(0, 0, 0, 0)
 
@@ -100,7 +101,7 @@ def test_weights_decide_who_is_drawn_without_replacement():
     group_N = torch.tensor([1, 2, 2, 4, 4, 4, 4])
     weight_N, rows = (1 / group_N.double() ** 2).repeat(100_000), 100_000
     tokens = packed(some_tokens(7, special=()), rows)
-    index_M = draw_weighted(weight_N, tokens, torch.ones(rows, dtype=torch.int64), BATCH)
+    index_M = draw_weighted(weight_N, tokens.lengths_B, torch.ones(rows, dtype=torch.int64), BATCH)
     times_N = torch.bincount(index_M % 7, minlength=7)
     expected_N = rows * weight_N[:7] / weight_N[:7].sum()
     assert ((times_N - expected_N) ** 2 / expected_N).sum() < 22.5  # 6 degrees of freedom, p = 0.001
@@ -109,10 +110,21 @@ def test_weights_decide_who_is_drawn_without_replacement():
 def test_draws_without_replacement_equal_those_one_after_the_other():
     weight_N, rows = torch.tensor([4.0, 2.0, 1.0, 1.0]), 100_000
     tokens = packed(some_tokens(4, special=()), rows)
-    index_M = draw_weighted(weight_N.repeat(rows), tokens, torch.full((rows,), 2), BATCH)
+    index_M = draw_weighted(weight_N.repeat(rows), tokens.lengths_B, torch.full((rows,), 2), BATCH)
     assert (per_row(index_M, tokens) == 2).all()
     one_by_one_N = torch.bincount(torch.multinomial(weight_N.expand(rows, 4), 2).flatten(), minlength=4)
     assert (torch.bincount(index_M % 4, minlength=4) - one_by_one_N).abs().max() / rows < 0.01
+
+
+def test_two_roles_of_a_row_are_drawn_jointly_and_no_device_is_waited_for():
+    layout = Layout({"video": torch.tensor([5, 2]), "text": torch.tensor([3, 4])})
+    weight_N = torch.zeros(14).index_fill(0, layout.index["text"], 1.0)
+    index_M = draw_weighted(weight_N, layout.lengths_B, torch.tensor([3, 2]), BATCH)
+    assert torch.isin(index_M, layout.index["text"]).all()
+    assert layout.row_N[index_M].tolist() == [0, 0, 0, 1, 1]
+    # tensors without values: asking one for its content is an error
+    unknown = lowest(torch.rand(14, device="meta"), layout.lengths_B, torch.tensor([3, 2]))
+    assert unknown.shape == (5,) and unknown.device.type == "meta"
 
 
 def test_weighted_rows_have_their_own_counts_and_weights_of_zero_are_never_picked():

@@ -35,7 +35,7 @@ class ExactShare:
         share = share_at("ExactShare", "share", self.share, draw.step)
         counts_B = share_of(ordinary_counts(tokens), share)
         chance_N = torch.rand(len(tokens), generator=draw.rng("exact", device=device), device=device)
-        return lowest(chance_N.masked_fill(tokens.special_N >= 0, 2.0), tokens, counts_B)
+        return lowest(chance_N.masked_fill(tokens.special_N >= 0, 2.0), tokens.lengths_B, counts_B)
 
 
 def ordinary_counts(tokens: Tokens) -> Int[Tensor, "B"]:

@@ -1,4 +1,4 @@
-"""Corruptions of a field's values that leave every token in its place: zero, noise, another sample's, another token's.
+"""Corruptions of a field's values, in place: zero, noise, given ones, another token's, another sample's.
 
 None of them marks a token as replaced: the modality reads what stands there.
 """
@@ -52,6 +52,25 @@ class Noise:
         shape, device = (len(index_M), *value_N.shape[1:]), value_N.device
         noise_M = torch.randn(shape, generator=draw.rng("noise", device=device), device=device)
         return _shown(tokens, self.field, index_M, (noise_M * self.deviation).to(value_N.dtype))
+
+
+@dataclass(frozen=True)
+class Show:
+    """Set a field to given values at the picked tokens, one for each of them.
+
+    ELECTRA (Clark et al. 2020, arXiv:2003.10555) shows what its generator has sampled.
+    """
+
+    field: str
+    value_M: Tensor
+
+    def __call__(self, tokens: Tokens, index_M: Int[Tensor, "M"], draw: Draw) -> Corrupted:
+        if len(self.value_M) != len(index_M):
+            raise ValueError(
+                f"Show: needs a value for each of {len(index_M)} picked tokens, got {len(self.value_M)} for "
+                f"field {self.field!r}"
+            )
+        return _shown(tokens, self.field, index_M, self.value_M)
 
 
 @dataclass(frozen=True)
@@ -110,6 +129,7 @@ class FromOther:
 class Shares:
     """Corrupt each picked token by one of several corruptions, drawn by shares; the rest are kept as they are.
 
+    On a device it waits once for each of them, to learn how many tokens it has.
     LXMERT: `Shares([(0.8, Zero("features")), (0.1, FromOther("features"))])`.
     """
 

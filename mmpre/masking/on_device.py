@@ -16,7 +16,9 @@ def hide(batch: Batch, pick: str, role: str, index_M: Int[Tensor, "M"], corrupti
 
     The new pick is called `pick`, other picks of the role go. The batch's counts are the workers' still: a loss over
     the new pick says by what it is divided. Raises ValueError where the corruption moves tokens: the layout is made.
-    VIOLET (attended masking) and MergeDNA (adaptive masking) mask by what the network itself says of the clean batch.
+    The share that was really picked is worth logging, as a metric of the loss: (torch.tensor(len(index_M)), "tokens").
+    VIOLET (attended masking) and MergeDNA (adaptive masking) mask by what the network itself says of the clean batch;
+    ELECTRA's discriminator reads a batch in which `Show` puts what the generator has sampled.
     """
     made = corruption(batch.clean[role], index_M, draw)
     if made.index_map is not None:

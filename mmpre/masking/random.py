@@ -21,7 +21,7 @@ class RandomTokens:
     """Pick each ordinary token with the same chance, and at least one in each row, unless `at_least_one` is False.
 
     With `unit`, a field that numbers what belongs together (see units.py), whole units are picked, each with the same
-    chance. Works on a row or on a batch.
+    chance. Works on a row or on a batch; a device is waited for, to learn how many are picked.
 
     BERT (arXiv:1810.04805) and UNITER (Chen et al. 2019, arXiv:1909.11740) at a rate of 0.15; LXMERT (Tan & Bansal
     2019, arXiv:1908.07490) where no token at all may be picked; ERNIE-Gram (Xiao et al. 2020, arXiv:2010.12148) picks

@@ -10,10 +10,13 @@ from mmpre.tokens import Tokens
 
 def row_numbers(tokens: Tokens) -> Int[Tensor, "N"]:
     """The row of each token."""
-    rows, device = len(tokens.lengths_B), tokens.special_N.device
-    if rows == 1:
-        return torch.zeros(len(tokens), dtype=torch.int64, device=device)
-    row_N = torch.repeat_interleave(torch.arange(rows), tokens.lengths_B, output_size=len(tokens))
+    return _rows(tokens.lengths_B, len(tokens), tokens.special_N.device)
+
+
+def _rows(lengths_B: Int[Tensor, "B"], size: int, device: torch.device) -> Int[Tensor, "N"]:
+    if len(lengths_B) == 1:
+        return torch.zeros(size, dtype=torch.int64, device=device)
+    row_N = torch.repeat_interleave(torch.arange(len(lengths_B)), lengths_B, output_size=size)
     return row_N.to(device, non_blocking=True)
 
 
@@ -26,12 +29,13 @@ def one_row(who: str, tokens: Tokens) -> None:
         )
 
 
-def lowest(key_N: Float[Tensor, "N"], tokens: Tokens, counts_B: Int[Tensor, "B"]) -> Int[Tensor, "M"]:
-    """The tokens with the lowest keys, `counts_B` (on the CPU) of each row, sorted; waits for no device."""
+def lowest(key_N: Float[Tensor, "N"], lengths_B: Int[Tensor, "B"], counts_B: Int[Tensor, "B"]) -> Int[Tensor, "M"]:
+    """The tokens with the lowest keys, `counts_B` of each row, sorted. Both counts lie on the CPU: no device is waited
+    for."""
     order_N = key_N.argsort()
-    if len(counts_B) > 1:
-        order_N = order_N[row_numbers(tokens)[order_N].argsort(stable=True)]
-    starts_B = tokens.lengths_B.cumsum(0) - tokens.lengths_B
+    if len(lengths_B) > 1:
+        order_N = order_N[_rows(lengths_B, len(key_N), key_N.device)[order_N].argsort(stable=True)]
+    starts_B = lengths_B.cumsum(0) - lengths_B
     shift_B = starts_B - (counts_B.cumsum(0) - counts_B)
     place_M = torch.arange(int(counts_B.sum())) + torch.repeat_interleave(shift_B, counts_B)
     return order_N[place_M.to(key_N.device, non_blocking=True)].sort().values

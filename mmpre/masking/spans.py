@@ -22,7 +22,7 @@ class StartedSpans:
 
     Spans may overlap and end with the row. In every row at least `at_least` tokens start one (all of them where there
     are fewer). Away from the row's start a token is picked with a chance of 1 - (1 - chance)^length. Works on a row or
-    on a batch.
+    on a batch; a device is waited for, to learn how many are picked.
     w2v-BERT (Chung et al. 2021, arXiv:2108.06209), as wav2vec 2.0: 10 frames, a chance of 0.065, so 0.489 of all; two
     spans leave a distractor to each picked frame.
     """
@@ -47,7 +47,8 @@ class StartedSpans:
         chance_N = chance_N.masked_fill(tokens.special_N >= 0, NEVER)
         starts_N = chance_N < share_at("StartedSpans", "chance", self.chance, draw.step)
         if self.at_least:
-            starts_N[lowest(chance_N, tokens, ordinary_counts(tokens).clamp(max=self.at_least))] = True
+            counts_B = ordinary_counts(tokens).clamp(max=self.at_least)
+            starts_N[lowest(chance_N, tokens.lengths_B, counts_B)] = True
         number_N = torch.arange(len(tokens), device=device)
         latest_N = number_N.masked_fill(~starts_N, -self.length).cummax(0).values if len(tokens) else number_N
         start_B = tokens.lengths_B.cumsum(0) - tokens.lengths_B

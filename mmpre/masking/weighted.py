@@ -37,19 +37,20 @@ class Weighted:
         """Return index_M, sorted."""
         weight_N = self.weights(tokens).masked_fill(tokens.special_N >= 0, 0.0)
         counts_B = share_of(ordinary_counts(tokens), share_at("Weighted", "share", self.share, draw.step))
-        index_M = draw_weighted(weight_N, tokens, counts_B, draw)
+        index_M = draw_weighted(weight_N, tokens.lengths_B, counts_B, draw)
         return index_M[weight_N[index_M] > 0]
 
 
 def draw_weighted(
-    weight_N: Float[Tensor, "N"], tokens: Tokens, counts_B: Int[Tensor, "B"], draw: Draw
+    weight_N: Float[Tensor, "N"], lengths_B: Int[Tensor, "B"], counts_B: Int[Tensor, "B"], draw: Draw
 ) -> Int[Tensor, "M"]:
-    """Draw `counts_B` (on the CPU) tokens of each row without replacement, sorted, in proportion to their weights.
+    """Draw `counts_B` tokens of each row without replacement, sorted, in proportion to their weights.
 
-    Waits for no device, so it does not look at the weights: where a row asks for more tokens than have a weight above
-    0, others come along.
+    Rows have `lengths_B` tokens: those of one role, or of a layout, whose roles are then drawn jointly. Both counts
+    lie on the CPU and no device is waited for, so the weights are not looked at: where a row asks for more tokens than
+    have a weight above 0, others come along.
     """
     rng = draw.rng("weighted", device=weight_N.device)
     # who comes first in a race of exponential clocks (the Gumbel top-k): equal to drawing one after the other
     clock_N = torch.empty(weight_N.shape, dtype=torch.float64, device=weight_N.device).exponential_(generator=rng)
-    return lowest(clock_N / weight_N.detach(), tokens, counts_B)
+    return lowest(clock_N / weight_N.detach(), lengths_B, counts_B)
