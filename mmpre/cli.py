@@ -12,6 +12,7 @@ mmpre: pretrain an encoder on unlabelled data of any modality
   mmpre eval RUN                     what it learned, on held-out data, beside the same network untrained
   mmpre demo                         image-text pretraining on OpenMoji collages, from pictures to numbers
 
+  mmpre data list                    the data sets that mmpre can build, and what they are good for
   mmpre data build NAME --out DIR    make the shards of a known data set
   mmpre data pack SOURCE --out DIR   make shards of your own files: a folder, CSV, JSONL or Parquet
   mmpre data index SHARD ...         read shards once and say what is wrong with them

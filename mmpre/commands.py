@@ -189,6 +189,24 @@ def bench(rest: list[str]) -> None:
     tyro.cli(go, args=rest, prog="mmpre bench")
 
 
+def data_list(rest: list[str]) -> None:
+    def show(json: bool = False) -> None:
+        """The data sets that mmpre can build: what is in them, their licences, how they come, what they are good for.
+
+        Args:
+            json: Print JSON for programs.
+        """
+        from mmpre.data.listing import known_sets, tell
+
+        sets, bad = known_sets()
+        if json:
+            print(_json({"data sets": sets, "disabled": bad}))
+            return
+        tell(sets, bad)
+
+    tyro.cli(show, args=rest, prog="mmpre data list")
+
+
 def build(rest: list[str]) -> None:
     if not rest or rest[0].startswith("-"):
         print(f"usage: mmpre data build NAME --out DIR ...\n\nNAME is one of {', '.join(names('data set'))}.")
@@ -295,4 +313,11 @@ def _json(told: Any) -> str:
 
 Command = Callable[[list[str]], int | None]
 TOP: dict[str, Command] = {"list": list_, "train": train, "resume": resume, "eval": eval_, "demo": demo, "bench": bench}
-DATA: dict[str, Command] = {"build": build, "pack": pack, "index": index, "inspect": inspect, "tokenizer": tokenizer}
+DATA: dict[str, Command] = {
+    "list": data_list,
+    "build": build,
+    "pack": pack,
+    "index": index,
+    "inspect": inspect,
+    "tokenizer": tokenizer,
+}

@@ -76,7 +76,7 @@ def find_recipe(recipe: str | Path | Callable[..., Any], *, name: str | None = N
 
 def find_data_set(name: str) -> ModuleType:
     """The module that builds a data set, by name or by the path of its file: `build(out, ...)`, `description`,
-    `licence`, `size`."""
+    `licence`, `size`, and for `mmpre data list`, where it has them, `packages` and `tasks`."""
     module = _load_file(Path(name), "data set") if name.endswith(".py") else _import(_find("data set", name))
     if not callable(getattr(module, "build", None)):
         raise PluginError(f"{module.__file__} must define build(out, ...), which writes the data set's shards to `out`")

@@ -278,7 +278,7 @@ def test_a_broken_build_leaves_no_data_set_and_does_not_stop_the_next(tmp_path):
         raise KeyboardInterrupt
     assert not out.exists()
     with whole_folder(out) as aside:
-        write_card(aside, name="set", licence="MIT", package="none", counts={"train": 0}, split_rule="none")
+        write_card(aside, name="set", licence="MIT", sources=[], counts={"train": 0}, split_rule="none")
     assert [path.name for path in out.iterdir()] == ["card.json"] and [p.name for p in tmp_path.iterdir()] == ["set"]
 
 

