@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from mmpre.attention_rules import CAUSAL, EVERYONE, Band, Both, Rule
+from mmpre.attention_rules import CAUSAL, EVERYONE, Band, Both, Rule, Subset
 from mmpre.tokens import Batch, Layout
 
 CPU = torch.device("cpu")
@@ -77,13 +77,23 @@ class Plan:
         """This plan where another attend allows it too, one that asks lengths alone; made once a batch."""
         if attend is None:
             return self
-        made: list[tuple[Attend, Plan]] = self.__dict__.setdefault("made", [])
-        for known, plan in made:
-            if known is attend:
-                return plan
-        rule = Both.of(self.rule, attend.plan(self.layout).to(self.device).rule)
-        made.append((attend, replace(self, rule=rule)))
-        return made[-1][1]
+        made: dict[int, tuple[Attend, Plan]] = self.__dict__.setdefault("made_also", {})
+        if id(attend) not in made:  # an attend that is kept keeps its id
+            rule = Both.of(self.rule, attend.plan(self.layout).to(self.device).rule)
+            made[id(attend)] = attend, replace(self, rule=rule)
+        return made[id(attend)][1]
+
+    def only(self, role: str, layout: Layout) -> "Plan":
+        """This plan for one role's tokens of the layout it was made for, as if there were no others; made once."""
+        made: dict[str, Plan] = self.__dict__.setdefault("made_only", {})
+        if role not in made:
+            place_n, memory = layout.index[role], self.memory
+            given_n = None if self.given_N is None else self.given_N[place_n]
+            if memory is not None:
+                memory = Memory(memory.state_MD, replace(memory.plan, layout=layout.only(role)))
+            rule = self.rule if isinstance(self.rule, Band) else Subset(self.rule, place_n)
+            made[role] = replace(self, layout=layout.only(role), rule=rule, given_N=given_n, memory=memory)
+        return made[role]
 
     def reading(self, state_MD: Float[Tensor, "M D"], layout: Layout) -> "Plan":
         """This plan, with states of another sequence of the same rows for cross-attention; all of a row's are read."""

@@ -48,3 +48,14 @@ class Both:
 
     def __call__(self, q: Int[Tensor, "..."], k: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
         return self.one(q, k) & self.other(q, k)
+
+
+@dataclass(frozen=True)
+class Subset:
+    """A rule for some of the tokens: the i-th of them stands at `place_n[i]` of the rule's own batch."""
+
+    rule: Rule
+    place_n: Int[Tensor, "n"]
+
+    def __call__(self, q: Int[Tensor, "..."], k: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
+        return self.rule(self.place_n[q], self.place_n[k])

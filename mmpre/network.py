@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmpre.attention import Plan
-from mmpre.encoder import Encoder, Places, States
+from mmpre.blocks import Encoder, States
 from mmpre.modality import Modality, Reader
+from mmpre.sublayers.protocol import Places
 from mmpre.tokens import Batch, Layout
 
 

@@ -178,6 +178,13 @@ class Layout:
         rows_N = torch.repeat_interleave(torch.arange(len(self)), self.lengths_B, output_size=self.size)
         return rows_N.to(self.device)
 
+    def only(self, role: str) -> "Layout":
+        """The layout of one role's tokens of the same rows, laid end to end; made once."""
+        made: dict[str, Layout] = self.__dict__.setdefault("made", {})
+        if role not in made:
+            made[role] = Layout({role: self.lengths[role]}, self.device)
+        return made[role]
+
     def first(self, role: str) -> Int[Tensor, "B"]:
         """The places of each row's first token of a role, such as [CLS]."""
         if (self.lengths[role] == 0).any():

@@ -5,9 +5,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
+from mmpre.blocks import Encoder
 from mmpre.data.sample import Sample
 from mmpre.draw import Draw
-from mmpre.encoder import Encoder
 from mmpre.heads.vocabulary import Vocabulary
 from mmpre.modalities.text import Text
 from mmpre.tokens import Batch, pack

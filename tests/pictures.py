@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from mmpre.blocks import Encoder
 from mmpre.data.sample import Sample
-from mmpre.encoder import Encoder
 from mmpre.objectives.autoencode import Autoencode
 
 

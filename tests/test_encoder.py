@@ -5,7 +5,11 @@ from torch import nn
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from mmpre.attention import Causal, Full
-from mmpre.encoder import Attention, Block, Encoder, FeedForward, PostNorm, PreNorm, bert_encoder
+from mmpre.blocks import Block, Encoder
+from mmpre.encoder import bert_encoder
+from mmpre.sublayers.attention import Attention
+from mmpre.sublayers.feed_forward import FeedForward
+from mmpre.sublayers.residual import PostNorm, PreNorm
 from mmpre.tokens import Layout
 
 LENGTHS = [2, 5, 5, 9]

@@ -5,8 +5,9 @@ import timm
 import torch
 from pictures import noise, sample
 
+from mmpre.blocks import Encoder
 from mmpre.draw import Draw
-from mmpre.encoder import Encoder, bert_encoder
+from mmpre.encoder import bert_encoder
 from mmpre.heads.pool import Mean, Tower
 from mmpre.masking.corrupt import HideAll
 from mmpre.masking.random import RandomTokens

@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mmpre.attention import Attend, Full
+from mmpre.blocks import Encoder
 from mmpre.draw import Draw
-from mmpre.encoder import Encoder
 from mmpre.heads.protocol import Head
 from mmpre.modality import Reader
 from mmpre.network import Network
