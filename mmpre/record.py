@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from mmpre.strict_json import read as read_json
 
 log = logging.getLogger(__name__)
 FORMAT = 1
+KEPT_BYTES = 64 << 20  # of a file that a run keeps a copy of
 
 
 class RunError(ValueError):
@@ -39,6 +41,12 @@ def read_record(run: Path) -> dict[str, Any]:
     return record
 
 
+def open_record(run: Path) -> dict[str, Any]:
+    """A run's record, its numbers naming the copies of files that the run keeps."""
+    record = read_record(run)
+    return record | {"numbers": record["numbers"] | {n: str(run / f) for n, f in record.get("files", {}).items()}}
+
+
 def begin(
     out: Path, record: Mapping[str, Any], found: LoadedRecipe, data: Sequence[Mapping[str, Any]], processes: Processes
 ) -> None:
@@ -46,7 +54,8 @@ def begin(
     if processes.rank == 0:
         if found.is_file:
             (out / "recipe.py").write_bytes(found.path.read_bytes())
-        _write(out, {**record, "data": data, "environment": environment(processes)})
+        kept = _keep_files(out, record["numbers"])
+        _write(out, {**record, "files": kept, "data": data, "environment": environment(processes)})
 
 
 def take_up(out: Path, record: Mapping[str, Any], data: Sequence[Mapping[str, Any]], processes: Processes) -> None:
@@ -95,6 +104,18 @@ def conclude(out: Path, ledger: Ledger, *, step: int, finished: bool, skipped: i
         log.warning("%s: the outcome was not written down (%s)", out, e)
     told = f"{ledger.summary()}; {skipped} steps skipped; {restarts} restarts"
     return f"{told}; {ledger.path} names the holes" if causes else told
+
+
+def _keep_files(out: Path, numbers: Mapping[str, Any]) -> dict[str, str]:
+    """Copy the small files that numbers name into the run, so that it outlives them; where each copy is, by number."""
+    kept = {}
+    for name, value in numbers.items():
+        path = Path(value) if isinstance(value, str) else Path()
+        if path.suffix and path.is_file() and path.stat().st_size <= KEPT_BYTES:
+            kept[name] = f"files/{name}/{path.name}"
+            (out / kept[name]).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, out / kept[name])
+    return kept
 
 
 def packages() -> dict[str, str]:

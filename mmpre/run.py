@@ -1,6 +1,7 @@
 """A run: a directory with what was asked for, what happened, and checkpoints from which it goes on exactly.
 
 run.json        recipe, its numbers, options, versions and the data's fingerprints
+files/          copies of the small files that its numbers name, such as a tokenizer.json: the run needs no others
 metrics.jsonl   one line for each logged step and each held-out evaluation
 ledger.jsonl    one line for each sample that could not be used
 checkpoints/    step-00001234/ with safetensors and JSON, never pickles
@@ -34,7 +35,7 @@ from mmpre.plugins import LoadedRecipe, find_recipe
 from mmpre.processes import Processes
 from mmpre.progress import Progress
 from mmpre.recipe import Recipe, Stage
-from mmpre.record import FORMAT, RunError, begin, conclude, packages, read_record, restart, take_up
+from mmpre.record import FORMAT, RunError, begin, conclude, open_record, packages, restart, take_up
 from mmpre.signs import Signs
 from mmpre.stopping import Stopper, Watchdog, die_with_parent
 
@@ -76,7 +77,7 @@ def resume(run: Path | str, **changes: Any) -> Path:
     `sidecar` and `valid_sidecar` where the same shards have moved.
     """
     run = Path(run)
-    record = read_record(run)
+    record = open_record(run)
     results = {"seed", "precision", "exact", "spike"} | ({"threads"} if record["options"]["exact"] else set())
     fixed = results & {k for k, v in changes.items() if v != record["options"].get(k)}
     if fixed:
@@ -95,7 +96,7 @@ def resume(run: Path | str, **changes: Any) -> Path:
 def load(run: Path | str, *, best: bool = False) -> "Run":
     """Open a run to look at it: its record, its recipe, and its network with the newest (or best) weights."""
     run = Path(run)
-    record = read_record(run)
+    record = open_record(run)
     return Run(run, record, _find_again(run, record), best)
 
 

@@ -7,9 +7,9 @@ Differs  a caption of which no word was picked loses a random word, not its firs
          lot; a batch has a number of rows (theirs: 10,240 tokens with padding); vectors are not decayed, where the
          authors decay some LayerNorms by their names; weights start at random (theirs: from BERT); bytes unless a
          tokenizer is given (theirs: 28,996 cased word pieces)
-Expect   not run at paper scale; tiny, with the demo's collages: it finds the right picture of 100 for nearly every
-         caption and reads a hidden name from the region it names. Its final states line up with what they name only a
-         little more often than by chance, and with the paper's wra of 0.1 less often: once matching is solved, all
+Expect   not run at paper scale; tiny, on the demo's collages: it finds the right picture of 100 for nearly every
+         caption and reads hidden names from the regions they name. That the final states of words and of what they
+         name line up takes a larger `wra` than the paper's 0.1, with which they did not: once matching is solved, all
          states of a pair that matches may as well point one way
 Run      mmpre train uniter --scale tiny --data "collages/*.tar"
 """
@@ -98,7 +98,7 @@ def uniter(
 scales = {
     "tiny": dict(
         width=96, depth=3, heads=4, regions=8, features=1280, classes=23, batch=32, micro_batches=1, steps=6_000,
-        warmup=200, lr=1e-3, dropout=0.0, valid_every=500, wra=0.5,
+        warmup=200, lr=1e-3, dropout=0.0, valid_every=500, wra=1.0,
     ),
     "base": {},
     "large": dict(width=1024, depth=24, heads=16, steps=500_000, batch=7_168, micro_batches=64),

@@ -70,7 +70,7 @@ def test_the_help_of_a_recipe_lists_every_number_with_its_meaning_and_the_scales
     text = re.sub(r"[\s│]+", " ", out)
     assert "arXiv:1909.11740" in text
     assert re.search(r"--width INT of the states \(default: 96\)", text)
-    assert re.search(r"--wra FLOAT weight of word-region alignment; 0 leaves it out \(default: 0.5\)", text)
+    assert re.search(r"--wra FLOAT weight of word-region alignment; 0 leaves it out \(default: 1.0\)", text)
     assert re.search(r"--exact, --no-exact add gradients in float64", text)
     assert re.search(r"--seed INT .*\(default: 0\)", text)
 

@@ -190,3 +190,21 @@ def test_the_record_tells_what_was_run(unbroken):
     assert record["numbers"]["width"] == 32
     assert record["options"]["exact"] is True
     assert (unbroken / "recipe.py").read_text() == TONES.read_text()
+
+
+def test_a_run_keeps_the_files_that_it_needs(tmp_path):
+    from parity_text import some_samples, word_tokenizer
+
+    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer.write_text(word_tokenizer().to_str())
+    with webdataset.ShardWriter(str(tmp_path / "train-%03d.tar"), verbose=0) as sink:
+        for sample in some_samples(24):
+            sink.write({"__key__": sample.key, "txt": sample.members["txt"]})
+    small = dict(width=16, depth=1, heads=2, length=16, batch=8, micro_batches=1, warmup=1, steps=3)
+    data = {"data": shards(tmp_path, "train"), "tokenizer": str(tokenizer)}
+    run = mmpre.train("bert", out=tmp_path / "run", options=RunOptions(workers=0), **small, **data)
+    tokenizer.unlink()
+    moved = run.rename(tmp_path / "elsewhere")
+    loaded = mmpre.load(moved)
+    assert loaded.recipe.network.readers["text"].vocabulary.size == 65
+    mmpre.resume(moved, workers=0)
