@@ -35,10 +35,12 @@ class View:
     """Picks by name, what hides them, who may attend to whom, and which roles come from another sample.
 
     `corruption` serves every pick of this view, or each pick by name. A pick without one stays visible.
+    `readers` read some roles in this view in place of the objective's own, such as with another augmentation.
     `cuts` add fields to a role's tokens once they are read, such as units that are picked together (masking/units.py).
     `roles` limits the view to some of the objective's roles; None means all of them.
     """
 
+    readers: Mapping[str, Reader] = field(default_factory=dict)
     cuts: Mapping[str, Callable[[Tokens, Draw], Tokens]] = field(default_factory=dict)
     picks: Mapping[str, Mask | SampleMask] = field(default_factory=dict)
     corruption: Corruption | Mapping[str, Corruption] | None = None
@@ -51,6 +53,7 @@ class View:
     ) -> Row:
         """Make one row. `donor(role, k)` reads the k-th other sample that the data order offers for this row."""
         clean, labels, sources = {}, {}, {}
+        readers = {role: self.readers.get(role, reader) for role, reader in readers.items()}
         for role, reader in readers.items():
             if self.roles is not None and role not in self.roles:
                 continue

@@ -9,6 +9,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -24,7 +25,7 @@ from mmpre.dropout import Dropout
 from mmpre.masking.corrupt import BertReplace
 from mmpre.tokens import Tokens
 
-CLS, SEP = 0, 1  # kinds of special token, in Tokens.special_N
+CLS, SEP, ERASED = 0, 1, 2  # kinds of special token, in Tokens.special_N
 CACHED_PIECES = 4 << 20  # of the texts a worker keeps cut, so that each window does not cut the whole text again
 
 
@@ -171,11 +172,15 @@ class TextReader:
     def tokenize(self, sample: Sample, draw: Draw) -> Tokens:
         ids_W, word_W = self._pieces(sample)
         start, end = self._bounds(word_W)[sample.window] if self.windowed else (0, self._kept(ids_W))
-        length = end - start + 2
+        return self.row(ids_W[start:end], word_W[start:end])
+
+    def row(self, ids_W: Int[Tensor, "W"], word_W: Int[Tensor, "W"]) -> Tokens:
+        """Pieces between CLS and SEP."""
+        length = len(ids_W) + 2
         ids_N = torch.empty(length, dtype=torch.int64)
-        ids_N[0], ids_N[-1], ids_N[1:-1] = self.vocabulary.cls, self.vocabulary.sep, ids_W[start:end]
+        ids_N[0], ids_N[-1], ids_N[1:-1] = self.vocabulary.cls, self.vocabulary.sep, ids_W
         word_N = torch.full((length,), -1)
-        word_N[1:-1] = word_W[start:end]
+        word_N[1:-1] = word_W
         special_N = torch.full((length,), -1)
         special_N[0], special_N[-1] = CLS, SEP
         return Tokens.of_row(special_N, ids=ids_N, word=word_N, position=torch.arange(length))
@@ -231,6 +236,52 @@ class TextReader:
             detail = f"the tokenizer finds no piece in {text[:40]!r}"
             raise BadMember("empty text", sample.bytes(self.suffixes)[0], detail)
         return ids_W, word_W
+
+
+@dataclass(frozen=True)
+class ErasedText:
+    """Reads a text of which `length` neighbouring characters, anywhere, have become one mask token.
+
+    The two halves are cut into pieces each for itself. Texts of fewer than `least` characters stay whole. The mask is
+    a token of its own kind, ERASED, that no mask picks. For one of two views: `View(readers={"text": ...})`.
+    Source: random span masking of Mirror-BERT, Liu et al. 2021, arXiv:2104.08027. Where the characters occur more than
+    once, the authors' code erases the first of them instead.
+    """
+
+    reader: TextReader
+    length: int = 5
+    least: int = 30
+
+    def __post_init__(self) -> None:
+        if self.reader.windowed or not 1 <= self.length < self.least:
+            raise ValueError(
+                "ErasedText: wanted a reader that is not windowed and 1 <= length < least, got windowed="
+                f"{self.reader.windowed}, length {self.length} and least {self.least}"
+            )
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        return self.reader.suffixes
+
+    def tokenize(self, sample: Sample, draw: Draw) -> Tokens:
+        text, vocabulary = sample.text(self.suffixes), self.reader.vocabulary
+        if len(text) < self.least:
+            return self.reader.tokenize(sample, draw)
+        start = int(draw.uniform("erase") * (len(text) - self.length + 1))
+        nothing = torch.empty(0, dtype=torch.int32)
+        halves = text[:start], text[start + self.length :]
+        (before_W, word_W), (after_W, later_W) = (
+            vocabulary.cut(half) if half else (nothing, nothing) for half in halves
+        )
+        first = int(word_W.max()) + 1 if len(word_W) else 0
+        later_W = torch.where(later_W < 0, later_W, later_W + first)
+        most = self.reader.max_length - 2
+        mask_1 = torch.tensor([vocabulary.mask])
+        ids_W = torch.cat([before_W, mask_1, after_W])[:most]
+        tokens = self.reader.row(ids_W, torch.cat([word_W, torch.tensor([-1]), later_W])[:most])
+        if len(before_W) < most:
+            tokens.special_N[1 + len(before_W)] = ERASED
+        return tokens
 
 
 class Text(nn.Module):

@@ -12,6 +12,7 @@ from mmpre.data.shards import ShardReader
 from mmpre.data.units import Units
 from mmpre.masking.corrupt import HideAll
 from mmpre.masking.random import RandomTokens
+from mmpre.masking.schedule import Line
 from mmpre.optim import AdamW, Constant
 from mmpre.recipe import Stage, Task
 from mmpre.view import OtherSample, View
@@ -96,6 +97,19 @@ def test_masks_are_drawn_anew_each_epoch_and_alike_in_the_same_one(shards):
     slot = next(iter(slots(stage(), 3, 0, 1, 0, 1)))
     picks = [made.parts[0].picked["note"].clean_M.tolist() for made in (units[slot], units[slot])]
     assert picks[0] == picks[1]
+
+
+def test_a_rate_follows_the_step_wherever_a_stream_is_taken_up(shards):
+    view = View(picks={"note": RandomTokens(role="tones", rate=Line(0.6, 0.2, 19))}, corruption=HideAll())
+    one = stage(tasks=[Task("a", view, None)], micro_batches=1)
+
+    def shares(first):
+        made = load(data(shards, one), slots(one, 3, first, 20, 0, 1), 0)
+        return [m.parts[0].counts["picked:note"] / m.parts[0].counts["ordinary:note"] for m in made]
+
+    whole = shares(0)
+    assert abs(sum(whole[:5]) / 5 - 0.56) < 0.1 and abs(sum(whole[15:]) / 5 - 0.25) < 0.1
+    assert shares(13) == whole[13:]
 
 
 def test_a_world_that_does_not_divide_the_micro_batches_is_told_which_do():

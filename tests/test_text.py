@@ -10,9 +10,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from mmpre.data.sample import BadMember, Sample
 from mmpre.draw import Draw
 from mmpre.masking.corrupt import HideAll
-from mmpre.modalities.text import CLS, SEP, Text, TextReader
+from mmpre.modalities.text import CLS, ERASED, SEP, ErasedText, Text, TextReader
 from mmpre.modality import Modality, Reader
 from mmpre.tokens import Tokens
+from mmpre.view import View
 
 DRAW = Draw.row(0, 0, 0, epoch=0, unit=0)
 SENTENCES = ["a small bear sits under the old tree", "two birds don't fly over the house", "unbelievable trees"]
@@ -241,3 +242,42 @@ def test_a_long_text_is_cut_once_for_all_its_windows(monkeypatch):
     for window in range(windows):
         reader.tokenize(sample(text, window), DRAW)
     assert windows > 50 and len(cuts) == 1
+
+
+def test_five_characters_in_a_row_become_one_mask_anywhere_in_a_text():
+    text, reader = SENTENCES[0], TextReader("bytes")
+    erased, starts = ErasedText(reader), []
+    for unit in range(2_000):
+        tokens = erased.tokenize(sample(text), Draw.row(0, 0, 0, epoch=0, unit=unit))
+        ids, (place,) = tokens["ids"].tolist(), (tokens.special_N == ERASED).nonzero()[:, 0].tolist()
+        starts.append(place - 1)
+        assert ids[place] == reader.vocabulary.mask and tokens["word"][place] == -1
+        kept = bytes(ids[1:place]) + bytes(ids[place + 1 : -1])
+        assert kept.decode() == text[: place - 1] + text[place + 4 :]
+        word = tokens["word"].tolist()
+        assert max(word[:place]) < min(word[place + 1 : -1], default=99), "the halves share no word"
+    assert set(starts) == set(range(len(text) - 4))
+    assert tokens["position"].tolist() == list(range(len(tokens)))
+
+
+def test_short_texts_stay_whole_long_ones_are_cut_off_and_windows_are_refused(tokenizer):
+    reader = TextReader(tokenizer, max_length=12)
+    erased = pickle.loads(pickle.dumps(ErasedText(reader, length=5, least=21)))
+    assert isinstance(erased, Reader)
+    whole = erased.tokenize(sample(SENTENCES[2]), DRAW)
+    assert torch.equal(whole["ids"], reader.tokenize(sample(SENTENCES[2]), DRAW)["ids"])
+    lengths = [len(erased.tokenize(sample(SENTENCES[0]), Draw.row(0, 0, 0, epoch=0, unit=u))) for u in range(50)]
+    assert max(lengths) == 12
+    with pytest.raises(ValueError, match=r"wanted a reader that is not windowed .* got windowed=True, length 5"):
+        ErasedText(TextReader(tokenizer, windowed=True))
+    with pytest.raises(ValueError, match="1 <= length < least, got windowed=False, length 9 and least 9"):
+        ErasedText(reader, length=9, least=9)
+
+
+def test_one_of_two_views_may_read_with_a_reader_of_its_own():
+    reader = TextReader("bytes")
+    readers = {"text": reader}
+    plain, other = View(), View(readers={"text": ErasedText(reader)})
+    ids = [view.row(sample(SENTENCES[0]), readers, DRAW, None).seen["text"]["ids"] for view in (plain, other)]
+    assert torch.equal(ids[0], reader.tokenize(sample(SENTENCES[0]), DRAW)["ids"])
+    assert len(ids[1]) == len(ids[0]) - 4
