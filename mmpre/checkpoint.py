@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from mmpre.gradients import like
 from mmpre.strict_json import JSONError
 from mmpre.strict_json import read as read_json
 
@@ -226,7 +227,7 @@ def restore_optimizer(
                 shapes = f"{list(value.shape)}, the parameter {list(parameter.shape)}"
                 raise CheckpointError(f"the optimizer's {label} has shape {shapes}")
             # a step counter stays where the optimizer made it; moments go where the parameter is
-            value = value.to(parameter.device) if value.ndim else value.clone()
+            value = like(value, parameter) if value.ndim else value.clone()
         state.setdefault(parameter, {})[entry] = value
     optimizer.state.clear()
     optimizer.state.update(state)

@@ -85,8 +85,8 @@ def train(rest: list[str]) -> None:
 def resume(rest: list[str]) -> None:
     def go(
         run: tyro.conf.Positional[str], data: tuple[str, ...] = (), valid: tuple[str, ...] = (),
-        sidecar: str | None = None, valid_sidecar: str | None = None, workers: int | None = None,
-        threads: int | None = None, save_every: int | None = None, keep: int | None = None,
+        sidecar: str | None = None, valid_sidecar: str | None = None, parallel: str | None = None,
+        workers: int | None = None, threads: int | None = None, save_every: int | None = None, keep: int | None = None,
         log_every: int | None = None, max_holes: float | None = None, max_skipped: int | None = None,
         max_unsaved: int | None = None, hang_seconds: float | None = None,
     ) -> None:  # fmt: skip
@@ -98,6 +98,7 @@ def resume(rest: list[str]) -> None:
             valid: Where the held-out shards are now.
             sidecar: Where the training shards' sidecar is now.
             valid_sidecar: Where the held-out shards' sidecar is now.
+            parallel: How processes join gradients: sum, ddp, fsdp or auto.
             workers: Loading processes.
             threads: Of this process's arithmetic.
             save_every: Steps between checkpoints.

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmpre import checkpoint
+from mmpre import checkpoint, gradients
 from mmpre.average import trainable
 from mmpre.data.ledger import Ledger
 from mmpre.data.loader import MicroBatch, MicroBatches, slots, valid_slots
@@ -52,6 +52,7 @@ class Session:
     options: RunOptions
     recipe: Recipe
     module: nn.Module
+    root: gradients.Root
     processes: Processes
     ledger: Ledger
     metrics: MetricsWriter | None
@@ -82,6 +83,7 @@ class Leg:
         self.averages = session.recipe.averages(number)
         for name, parameter in trainable(self.module).items():
             parameter.requires_grad_(not self.stage.frozen(name))
+        self.gradients = gradients.choose(self.options.parallel, session.root, self.processes, exact=self.options.exact)
         self.trained = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         self.optimizer = self.stage.optimizer.build(self.trained.items())
         self.guard = SpikeGuard(self.options.spike)
@@ -130,7 +132,8 @@ class Leg:
         done: Iterator[Step] = steps(
             self.stage, self.module, self.optimizer, batches, self.context, first=first, last=self.stage.steps,
             max_skipped=options.max_skipped, skipped_in_a_row=self.session.skipped_in_a_row, averages=self.averages,
-            guard=self.guard, phase=lambda name, step: watchdog.phase(name, self.before + step),
+            gradients=self.gradients, guard=self.guard,
+            phase=lambda name, step: watchdog.phase(name, self.before + step),
         )  # fmt: skip
         if self.session.held_out_due:
             self._validate(first)
@@ -191,7 +194,7 @@ class Leg:
         """
         stage = self.stage
         try:
-            values = held_out(self._held_out_batches(step, to_the_end), self.tasks, self.context)
+            values = held_out(self._held_out_batches(step, to_the_end), self.tasks, self.context, self.gradients)
         except _Stopping:
             return False
         self.session.held_out_due = False
@@ -238,8 +241,11 @@ class Leg:
         self.session.watchdog.phase("save", self.before + step)
         self.processes.barrier()
         problem = None
+        # where parameters are shared out, every process takes part in putting them together
+        weights = gradients.full(self.module.state_dict(keep_vars=True))
+        tensors, meta = checkpoint.flatten_optimizer(self.optimizer, self.module)
+        tensors = gradients.full(tensors)
         if self.processes.rank == 0:
-            tensors, meta = checkpoint.flatten_optimizer(self.optimizer, self.module)
             ended = step == self.stage.steps
             state = {
                 "stage": self.number + 1 if ended else self.number,
@@ -256,7 +262,7 @@ class Leg:
             try:
                 checkpoint.save(
                     self.session.checkpoints, self.before + step,
-                    {"model": dict(self.module.state_dict(keep_vars=True)), "optimizer": tensors}, state,
+                    {"model": weights, "optimizer": tensors}, state,
                     keep=self.options.keep, protect=protect,
                 )  # fmt: skip
             except Exception as e:  # whatever it is, the other processes wait for an answer

@@ -11,17 +11,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from mmpre.average import Average
 from mmpre.data.ledger import Hole
 from mmpre.data.loader import MicroBatch
 from mmpre.draw import Draw
+from mmpre.gradients import Gradients, Summed, total_norm
 from mmpre.guard import SpikeGuard, blame, not_finite
 from mmpre.objectives.loss import Loss
-from mmpre.objectives.protocol import InBatch
+from mmpre.objectives.protocol import InBatch, Objective
 from mmpre.optim import set_learning_rate
 from mmpre.processes import Processes
 from mmpre.recipe import Stage, Task
@@ -46,11 +49,12 @@ class Context:
         device = self.processes.device.type
         return torch.autocast(device, dtype=torch.bfloat16) if self.bf16 else nullcontext()
 
-    def prepare(self, made: MicroBatch, number: int, part: Batch | Views) -> tuple[Batch | Views, Draw]:
+    def prepare(self, part: "Part") -> tuple[Batch | Views, Draw]:
         """A part on the device and its draw; torch's generators are set from it (dropout reads them)."""
-        draw = Draw.micro_batch(self.seed, self.stage, made.slot.step, made.slot.m).child(made.slot.kind, number)
+        slot = part.made.slot
+        draw = Draw.micro_batch(self.seed, self.stage, slot.step, slot.m).child(slot.kind, part.number)
         torch.manual_seed(draw.hash("model"))
-        return part.to(self.processes.device), draw
+        return part.batch.to(self.processes.device), draw
 
 
 @dataclass(frozen=True)
@@ -117,46 +121,11 @@ class Tally:
         self.per[name] = per
 
 
-class Gradients:
-    """Adds up the gradients of a step's micro-batches, over this process and then over all of them.
-
-    Exact: each micro-batch's gradient is added in float64 and rounded once, so that neither the split over processes
-    nor the order of addition changes a bit. Fast: torch adds them up in place and one all-reduce sums the processes.
-    """
-
-    def __init__(self, parameters: Sequence[nn.Parameter], processes: Processes, *, exact: bool) -> None:
-        self.parameters, self.processes, self.exact = list(parameters), processes, exact
-        self.sums: dict[int, Tensor] = {}
-
-    def add(self) -> None:
-        """Take over what the last backward pass left; call it once after each."""
-        if not self.exact:
-            return
-        for i, parameter in enumerate(self.parameters):
-            if parameter.grad is not None:
-                if i in self.sums:
-                    self.sums[i] += parameter.grad
-                else:
-                    self.sums[i] = parameter.grad.double()
-                parameter.grad = None
-
-    def finish(self) -> None:
-        """Leave the step's gradient in `.grad` of every parameter that got one on any process, None on the others."""
-        have = self.processes.any_of([i in self.sums or p.grad is not None for i, p in enumerate(self.parameters)])
-        for i, parameter in enumerate(self.parameters):
-            if not have[i]:
-                continue
-            mine = self.sums.get(i) if self.exact else parameter.grad
-            if mine is None:
-                mine = torch.zeros_like(parameter, dtype=torch.float64 if self.exact else parameter.dtype)
-            parameter.grad = self.processes.sum(mine).to(parameter.dtype)
-        self.sums.clear()
-
-
 def steps(
     stage: Stage, module: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[MicroBatch], context: Context,
     *, first: int, last: int, max_skipped: int = 20, skipped_in_a_row: int = 0, averages: Sequence[Average] = (),
-    guard: SpikeGuard | None = None, phase: Callable[[str, int], None] = lambda name, step: None,
+    gradients: Gradients | None = None, guard: SpikeGuard | None = None,
+    phase: Callable[[str, int], None] = lambda name, step: None,
 ) -> Iterator[Step]:  # fmt: skip
     """Train from step `first` to `last` (exclusive), yielding after each update.
 
@@ -167,7 +136,7 @@ def steps(
     processes = context.processes
     names = {name: p for name, p in module.named_parameters() if p.requires_grad}
     parameters = list(names.values())
-    gradients = Gradients(parameters, processes, exact=context.exact)
+    gradients = gradients or Summed(parameters, processes, exact=context.exact)
     share = stage.micro_batches // processes.world
     module.train()
     for step in range(first, last):
@@ -188,7 +157,7 @@ def steps(
         phase("adding up gradients", step)
         gradients.finish()
         values = tally.values(counts, processes)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = total_norm(parameters)
         finite = processes.all_agree(math.isfinite(values["loss"]) and bool(norm.isfinite()))
         cause, keys = "", []
         if not finite:
@@ -235,26 +204,63 @@ def step_counts(batches: Iterable[MicroBatch], processes: Processes) -> dict[str
     return processes.sum_counts(mine)
 
 
+class Part(NamedTuple):
+    """A part of a micro-batch. A stand-in is run with weight 0, where the processes must run equally many."""
+
+    made: MicroBatch
+    number: int
+    batch: Batch | Views
+    stand_in: bool = False
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.made.slot.m, self.number
+
+
+def parts_of(batches: Sequence[MicroBatch], gradients: Gradients, processes: Processes) -> list[Part]:
+    """This process's parts; where the gradients need processes to meet, filled up with stand-ins (its own last part,
+    or another process's first one if all its rows are holes)."""
+    mine = [Part(made, number, part) for made in batches for number, part in enumerate(made.parts)]
+    if not gradients.together or processes.world == 1:
+        return mine
+    numbers = processes.gather(len(mine))
+    wanted = gradients.parts(numbers, processes.rank)
+    spare = mine[-1] if mine else None
+    if 0 in numbers and any(numbers):
+        lender = next(rank for rank, number in enumerate(numbers) if number)
+        lent = processes.gather(mine[0] if processes.rank == lender else None)[lender]
+        spare = spare or lent
+    return mine + [spare._replace(stand_in=True)] * (wanted - len(mine)) if spare else []
+
+
 def backward(
     task: Task, batches: Sequence[MicroBatch], counts: Mapping[str, int], gradients: Gradients, tally: Tally,
     context: Context,
 ) -> None:  # fmt: skip
     """Forward and backward of a step's micro-batches; gradients and sums are left in `gradients` and `tally`."""
+    parts = parts_of(batches, gradients, context.processes)
     if isinstance(task.objective, InBatch):
-        _backward_in_batch(task.objective, batches, counts, gradients, tally, context)
+        _backward_in_batch(task.objective, parts, counts, gradients, tally, context)
         return
-    for made in batches:
-        for number, part in enumerate(made.parts):
-            batch, draw = context.prepare(made, number, part)
+    for i, part in enumerate(parts):
+        batch, draw = context.prepare(part)
+        with gradients.part(last=i == len(parts) - 1):
             with context.autocast():
-                loss = task.objective(batch, draw)
-            loss.total(counts).backward()
-            gradients.add()
+                total, loss = gradients.run(_forward, task.objective, batch, draw, counts)
+            (total * 0.0 if part.stand_in else total).backward()
+        gradients.add()
+        if not part.stand_in:
             tally.add(loss)
 
 
+def _forward(objective: Objective, batch: Batch | Views, draw: Draw, counts: Mapping[str, int]) -> tuple[Tensor, Loss]:
+    """The one tensor that is differentiated, and the sums to be told."""
+    loss = objective(batch, draw)
+    return loss.total(counts), loss.detached()
+
+
 def _backward_in_batch(
-    objective: InBatch, batches: Sequence[MicroBatch], counts: Mapping[str, int], gradients: Gradients, tally: Tally,
+    objective: InBatch, parts: Sequence[Part], counts: Mapping[str, int], gradients: Gradients, tally: Tally,
     context: Context,
 ) -> None:  # fmt: skip
     """Features of every micro-batch without a graph, the loss over all of them, then each one's backward.
@@ -263,31 +269,45 @@ def _backward_in_batch(
     gradient is that of the whole step's batch (gradient caching, Gao et al. 2021, arXiv:2101.06983).
     """
     processes = context.processes
-    parts = [(made, number, part) for made in batches for number, part in enumerate(made.parts)]
     mine = []
-    for made, number, part in parts:
+    for part in parts:
         with torch.no_grad(), context.autocast():
-            mine.append(objective.features(*context.prepare(made, number, part)))
-    places = [(made.slot.m, number) for made, number, _ in parts]
-    leaves = _gather_in_order(mine, places, processes)
+            features = gradients.run(objective.features, *context.prepare(part))
+        if not part.stand_in:
+            mine.append(features)
+    leaves = _gather_in_order(mine, [part.place for part in parts if not part.stand_in], processes)
     if not leaves:
         return
     names = list(next(iter(leaves.values())))
     joined = {name: torch.cat([one[name] for one in leaves.values()]) for name in names}
-    loss = objective.loss(joined, [len(one[names[0]]) for one in leaves.values()])
-    loss.total(counts).backward()
+    sizes = [len(one[names[0]]) for one in leaves.values()]
+    with gradients.part(last=False):
+        total, loss, hooks = gradients.run(_loss_of_all, objective, joined, sizes, counts, processes.rank == 0)
+        total.backward()
+    gradients.add()
+    for hook in hooks:
+        hook.remove()
     if processes.rank == 0:
         tally.add(loss)
-    else:  # every process has computed the same loss: its own parameters (a temperature) count once
-        for parameter in gradients.parameters:
-            parameter.grad = None
-    gradients.add()
-    for (made, number, part), place in zip(parts, places, strict=True):
-        with context.autocast():
-            features = objective.features(*context.prepare(made, number, part))
-        grads = [leaves[place][name].grad.to(features[name].dtype) for name in names]
-        torch.autograd.backward([features[name] for name in names], grads)
+    for i, part in enumerate(parts):
+        with gradients.part(last=i == len(parts) - 1):
+            with context.autocast():
+                features = gradients.run(objective.features, *context.prepare(part))
+            grads = [
+                torch.zeros_like(features[n]) if part.stand_in else leaves[part.place][n].grad.to(features[n].dtype)
+                for n in names
+            ]
+            torch.autograd.backward([features[name] for name in names], grads)
         gradients.add()
+
+
+def _loss_of_all(
+    objective: InBatch, features: Mapping[str, Tensor], sizes: Sequence[int], counts: Mapping[str, int], own: bool
+) -> tuple[Tensor, Loss, list[RemovableHandle]]:
+    """Every process computes the same loss: the gradient of its own parameters (a temperature) counts where `own`."""
+    mine = [] if own else [p.register_hook(torch.zeros_like) for p in objective.parameters() if p.requires_grad]
+    loss = objective.loss(features, sizes)
+    return loss.total(counts), loss.detached(), mine
 
 
 def _gather_in_order(
@@ -312,11 +332,14 @@ def _gather_in_order(
 
 
 @torch.no_grad()
-def held_out(batches: Iterable[MicroBatch], tasks: Mapping[str, Task], context: Context) -> dict[str, dict[str, float]]:
+def held_out(
+    batches: Iterable[MicroBatch], tasks: Mapping[str, Task], context: Context, gradients: Gradients | None = None
+) -> dict[str, dict[str, float]]:
     """Loss and metrics of every task on held-out micro-batches, by task.
 
     Takes nothing from the run's randomness: every micro-batch sets its own, and so does the next training step.
     """
+    gradients = gradients or Summed([], context.processes, exact=context.exact)
     tallies = {name: Tally() for name in tasks}
     counts: dict[str, list[MicroBatch]] = {name: [] for name in tasks}
     training = {name: task.objective.training for name, task in tasks.items()}
@@ -324,18 +347,21 @@ def held_out(batches: Iterable[MicroBatch], tasks: Mapping[str, Task], context: 
         task.objective.eval()
     for made in batches:
         name = made.slot.task
-        objective = tasks[name].objective
         counts[name].append(made)
-        for number, part in enumerate(made.parts):
-            batch, draw = context.prepare(made, number, part)
+        for part in parts_of([made], gradients, context.processes):
             with context.autocast():
-                if isinstance(objective, InBatch):
-                    tallies[name].add(objective.loss(objective.features(batch, draw), [part.counts["rows"]]))
-                else:
-                    tallies[name].add(objective(batch, draw))
+                loss = gradients.run(_held_out, tasks[name].objective, *context.prepare(part))
+            if not part.stand_in:
+                tallies[name].add(loss)
     for name, task in tasks.items():
         task.objective.train(training[name])
     return {
         name: tally.values(step_counts(counts[name], context.processes), context.processes)
         for name, tally in tallies.items()
     }
+
+
+def _held_out(objective: Objective | InBatch, batch: Batch | Views, draw: Draw) -> Loss:
+    if isinstance(objective, InBatch):
+        return objective.loss(objective.features(batch, draw), [batch.counts["rows"]])
+    return objective(batch, draw)

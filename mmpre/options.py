@@ -2,18 +2,22 @@
 
 from dataclasses import dataclass
 
+KINDS = ("auto", "sum", "ddp", "fsdp")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """How a run is carried out, whatever the recipe.
 
     Of these, only `seed`, `precision`, `spike` and `exact` change results, and in exact mode `threads`: a sum that is
-    split over more threads is rounded otherwise.
+    split over more threads is rounded otherwise. Without exact mode, `threads`, `parallel` and the number of processes
+    change how sums are rounded.
     """
 
     seed: int = 0  # of the data order, masks, initial weights and dropout
     precision: str = "fp32"  # fp32, or bf16 for autocast
     exact: bool = False  # add gradients in float64: bit-equal results for any number of processes
+    parallel: str = "auto"  # how processes join gradients: sum, ddp, fsdp (shares parameters out), auto (ddp on CUDA)
     workers: int | None = None  # loading processes; by default what the machine's cores allow
     threads: int | None = None  # of each process's arithmetic; by default torch's own choice, 1 in exact mode
     save_every: int = 500  # steps between checkpoints
@@ -29,6 +33,10 @@ class RunOptions:
         problems = []
         if self.precision not in ("fp32", "bf16"):
             problems.append(f"precision must be fp32 or bf16, got {self.precision!r}")
+        if self.parallel not in KINDS:
+            problems.append(f"parallel must be one of {', '.join(KINDS)}, got {self.parallel!r}")
+        if self.exact and self.parallel in ("ddp", "fsdp"):
+            problems.append(f"exact adds gradients in float64 itself and cannot go with parallel {self.parallel!r}")
         for name in ("save_every", "keep", "log_every", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -12,11 +12,12 @@ from torch import Tensor
 class Processes:
     """What the training loop asks of the other processes; alone, every answer is its own.
 
-    Under torchrun (RANK, WORLD_SIZE, LOCAL_RANK set) the group is made with nccl on CUDA and gloo elsewhere.
+    Under torchrun (RANK, WORLD_SIZE, LOCAL_RANK set) the group is made with nccl on CUDA and gloo elsewhere; one that
+    the program has made itself is used, and left to it.
     """
 
-    def __init__(self, rank: int = 0, world: int = 1, device: torch.device | str = "cpu") -> None:
-        self.rank, self.world, self.device = rank, world, torch.device(device)
+    def __init__(self, rank: int = 0, world: int = 1, device: torch.device | str = "cpu", *, own: bool = False) -> None:
+        self.rank, self.world, self.device, self.own = rank, world, torch.device(device), own
 
     @staticmethod
     def start(timeout_seconds: float = 600.0) -> "Processes":
@@ -25,13 +26,14 @@ class Processes:
         device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        if world > 1 and not dist.is_initialized():
+        own = world > 1 and not dist.is_initialized()
+        if own:
             backend = "nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
-        return Processes(rank, world, device)
+        return Processes(rank, world, device, own=own)
 
     def stop(self) -> None:
-        if self.world > 1 and dist.is_initialized():
+        if self.own and dist.is_initialized():
             dist.destroy_process_group()
 
     def barrier(self) -> None:

@@ -26,6 +26,7 @@ from mmpre.data.loader import check_world
 from mmpre.data.shards import ShardReader, Sidecar
 from mmpre.data.units import Units, describe, measure
 from mmpre.draw import hashed
+from mmpre.gradients import Root
 from mmpre.leg import STATE, Leg, Session, global_step
 from mmpre.lock import LockedError, RunLock
 from mmpre.metrics import MetricsWriter
@@ -246,7 +247,8 @@ def _train_stages(
         Progress(sum(stage.steps for stage in recipe.stages), out, quiet=processes.rank > 0) as progress,
     ):
         session = Session(
-            checkpoints=out / "checkpoints", options=options, recipe=recipe, module=module, processes=processes,
+            checkpoints=out / "checkpoints", options=options, recipe=recipe, module=module, root=Root(module),
+            processes=processes,
             ledger=ledger, metrics=metrics, progress=progress, stopper=stopper, watchdog=watchdog, **more,
         )  # fmt: skip
         moments = (saved.tensors["optimizer"], saved.state["optimizer"]) if saved else None

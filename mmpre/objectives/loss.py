@@ -36,3 +36,10 @@ class Loss:
         """Weigh and add the terms, each divided by its count over the whole step; a count of zero gives zero."""
         parts = [term.weight / counts[term.per] * term.sum for term in self.terms if counts[term.per] > 0]
         return torch.stack(parts).sum() if parts else sum(term.sum * 0.0 for term in self.terms)
+
+    def detached(self) -> "Loss":
+        """The same numbers without the graph that made them."""
+        return Loss(
+            [replace(term, sum=term.sum.detach()) for term in self.terms],
+            {name: (value.detach(), per) for name, (value, per) in self.metrics.items()},
+        )
