@@ -10,8 +10,9 @@ from parity_text import some_samples, word_tokenizer
 from mmpre.data.loader import MicroBatch, Slot
 from mmpre.draw import Draw
 from mmpre.encoder import bert_encoder
+from mmpre.gradients import Summed
 from mmpre.heads.pool import First, Mean, Tower
-from mmpre.loop import Context, Gradients, Tally, backward, step_counts
+from mmpre.loop import Context, Tally, backward, step_counts
 from mmpre.masking.random import RandomTokens
 from mmpre.modalities.regions import RegionReader, Regions
 from mmpre.modalities.text import Text, TextReader
@@ -119,7 +120,7 @@ def test_no_split_of_a_step_changes_loss_or_gradient(pairing):
             mine.append(MicroBatch(Slot(0, m, "t", 0, 12), [part], [], []))
         context = Context(0, 0, Processes())
         counts, tally = step_counts(mine, context.processes), Tally()
-        adding = Gradients(list(objective.parameters()), context.processes, exact=True)
+        adding = Summed(list(objective.parameters()), context.processes, exact=True)
         backward(Task("t", VIEWS, objective), mine, counts, adding, tally, context)
         adding.finish()
         assert counts["rows"] == 12
