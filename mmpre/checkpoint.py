@@ -189,7 +189,7 @@ def restore_model(module: nn.Module, tensors: Mapping[str, Tensor], *, strict: b
     if problems:
         more = f" and {len(problems) - 12} more" if len(problems) > 12 else ""
         raise CheckpointError(f"the checkpoint does not fit the model: {'; '.join(problems[:12])}{more}")
-    module.load_state_dict({n: t for n, t in tensors.items() if n in wanted}, strict=strict)
+    module.load_state_dict({n: like(t, wanted[n]) for n, t in tensors.items() if n in wanted}, strict=strict)
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:

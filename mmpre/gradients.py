@@ -183,9 +183,9 @@ def full(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A full tensor, split as a parameter is."""
+    """A tensor, split as a parameter is."""
     value = value.to(parameter.device)
-    if not is_split(parameter):
+    if is_split(value) or not is_split(parameter):
         return value
     from torch.distributed.tensor import distribute_tensor
 

@@ -12,6 +12,7 @@ import torch
 from tones import NextPitch, Tones
 from torch import nn
 
+from mmpre.average import Average
 from mmpre.encoder import bert_encoder
 from mmpre.masking.corrupt import HideAll
 from mmpre.masking.random import RandomTokens
@@ -52,7 +53,7 @@ def uneven(
     clip: float = 2.0,  # largest norm
     dropout: float = 0.1,  # everywhere
 ) -> Recipe:
-    """Two tasks with a head each, a tied weight, a frozen layer, one that nothing uses, and parts of unlike number."""
+    """Two tasks with a head each, a tied weight, a frozen layer, an average, and parts of unlike number."""
     net = Network({"tones": Tones(32)}, bert_encoder(32, 2, 2, dropout=dropout))
     view = View(picks={"note": RandomTokens(role="tones", rate=0.3)}, corruption=HideAll())
     heads = [NextPitch(32), NextPitch(32)]
@@ -64,4 +65,4 @@ def uneven(
         tasks=tasks, data=data, valid=valid, steps=steps, batch=batch, micro_batches=micro_batches, clip=clip,
         max_tokens=12, optimizer=Descent(lr=0.05), valid_every=4, frozen=lambda name: "blocks.0." in name,
     )  # fmt: skip
-    return Recipe([stage], net, modules={"unused": nn.Linear(3, 3)})
+    return Recipe([stage], net, modules={"unused": nn.Linear(3, 3), "mean": Average(net, 0.7)})
