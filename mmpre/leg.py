@@ -15,8 +15,9 @@ from mmpre.average import trainable
 from mmpre.data.ledger import Ledger
 from mmpre.data.loader import MicroBatch, MicroBatches, slots, valid_slots
 from mmpre.data.loader import load as load_batches
+from mmpre.data.mixture import Mixture
 from mmpre.data.prefetch import LoadingError, Prefetch
-from mmpre.data.units import TooFewSamplesError, Units
+from mmpre.data.units import Units
 from mmpre.guard import SpikeGuard
 from mmpre.loop import Context, Step, held_out, steps
 from mmpre.metrics import MetricsWriter
@@ -71,7 +72,7 @@ class Session:
 class Leg:
     """The `number`-th stage of a session, on its units and (or None) its held-out units."""
 
-    def __init__(self, session: Session, number: int, units: Units, valid: Units | None) -> None:
+    def __init__(self, session: Session, number: int, units: Mixture, valid: Units | None) -> None:
         self.session, self.number, self.units, self.valid = session, number, units, valid
         self.options, self.processes, self.module = session.options, session.processes, session.module
         self.stage: Stage = session.recipe.stages[number]
@@ -128,7 +129,7 @@ class Leg:
 
     def _train(self, first: int, batches: Iterator[MicroBatch]) -> bool:
         options, watchdog = self.options, self.session.watchdog
-        self.session.ledger.begin(self.number, self.units.shards.shares())
+        self.session.ledger.begin(self.number, self.units.shares())
         done: Iterator[Step] = steps(
             self.stage, self.module, self.optimizer, batches, self.context, first=first, last=self.stage.steps,
             max_skipped=options.max_skipped, skipped_in_a_row=self.session.skipped_in_a_row, averages=self.averages,
@@ -165,18 +166,14 @@ class Leg:
 
     def _batches(self, first: int) -> Prefetch[MicroBatch]:
         stage, rank, world = self.stage, self.processes.rank, self.processes.world
-        if len(self.units) < stage.batch:
-            raise TooFewSamplesError(
-                f"a step takes {stage.batch} rows, the data has {len(self.units)} units; "
-                "give more data or a smaller batch"
-            )
+        self.units.check(stage.batch)
         order = slots(stage, self.options.seed, first, stage.steps, rank, world)
         workers = self.options.workers
         if workers is None:
             workers = max(1, min(4, (os.cpu_count() or 2) // world - 1))
         return load_batches(self._source(self.units), order, workers, pin=self.processes.device.type == "cuda")
 
-    def _source(self, units: Units) -> MicroBatches:
+    def _source(self, units: Units | Mixture) -> MicroBatches:
         return MicroBatches.of(self.stage, units, seed=self.options.seed, number=self.number)
 
     def _held_out_batches(self, step: int, to_the_end: bool) -> Iterator[MicroBatch]:

@@ -8,6 +8,7 @@ import numpy as np
 from torch import nn
 
 from mmpre.average import Average, averages
+from mmpre.data.mixture import Source, sources
 from mmpre.data.order import permute
 from mmpre.draw import hashed
 from mmpre.evaluation.results import Evaluation
@@ -44,7 +45,8 @@ class Stage:
 
     `batch` rows make a step, dealt to `micro_batches` parts (fixed by the recipe, so that the split over processes
     changes nothing); a `ramp` lets it grow to that. `window` and `block` shape the data order: units are permuted in
-    blocks, then within windows of blocks. Held-out loss is taken on `valid` every `valid_every` steps.
+    blocks, then within windows of blocks. `data` are shards, or several sources by name, mixed by their weights
+    (`Source`, or texts as `NAME@WEIGHT=SHARDS`). Held-out loss is taken on `valid` every `valid_every` steps.
 
     A stage goes on with the weights of the one before, after what `start` puts in place of some of them; optimizer,
     schedule and data begin anew but for what `carry` names. For rows that grow longer, let stages follow each other
@@ -52,7 +54,7 @@ class Stage:
     """
 
     tasks: Sequence[Task]
-    data: Sequence[str]
+    data: Sequence[str] | Mapping[str, Source]
     sidecar: str | None = None
     valid: Sequence[str] = ()
     valid_sidecar: str | None = None
@@ -75,6 +77,10 @@ class Stage:
     def __post_init__(self) -> None:
         names = [task.name for task in self.tasks]
         problems = []
+        try:
+            sources(self.data, self.sidecar)
+        except ValueError as e:
+            problems.append(str(e))
         if not names or len(set(names)) != len(names):
             problems.append(f"tasks need different names, got {names}")
         problems += [

@@ -23,8 +23,9 @@ from mmpre import checkpoint
 from mmpre.data.index import open_shards
 from mmpre.data.ledger import Ledger
 from mmpre.data.loader import check_world
+from mmpre.data.mixture import Mixture, sources
 from mmpre.data.shards import ShardReader, Sidecar
-from mmpre.data.units import Units, describe, measure
+from mmpre.data.units import Units, measure
 from mmpre.draw import hashed
 from mmpre.gradients import Root
 from mmpre.leg import STATE, Leg, Session, global_step
@@ -156,7 +157,7 @@ def _carry_out(out: Path, record: dict[str, Any], found: LoadedRecipe, options: 
             check_world(stage.micro_batches, processes.world)
         with _alone(out, processes), first_cause(out, processes):
             data, valid = _open_data(recipe)
-            told = [describe(units) for units in data]
+            told = [units.describe() for units in data]
             _check_processes(record, found, told, recipe, processes)
             if fresh:
                 begin(out, record, found, told, processes)
@@ -196,11 +197,11 @@ def _check_processes(
         check_alike(processes, packages() | about)
 
 
-def _open_data(recipe: Recipe) -> tuple[list[Units], list[Units | None]]:
+def _open_data(recipe: Recipe) -> tuple[list[Mixture], list[Units | None]]:
     """The training and held-out units of every stage."""
-    data = [open_units(stage, stage.data, stage.sidecar) for stage in recipe.stages]
+    data = [_open_sources(stage) for stage in recipe.stages]
     for number, stage in enumerate(recipe.stages):
-        if stage.carry.data and (was := describe(data[number - 1])) != (now := describe(data[number])):
+        if stage.carry.data and (was := data[number - 1].describe()) != (now := data[number].describe()):
             raise RunError(
                 f"stage {number} cannot carry on in the data of stage {number - 1}: {was['units']} units of "
                 f"{was['samples']} samples there, {now['units']} of {now['samples']} here; their readers must cut alike"
@@ -212,8 +213,14 @@ def _open_data(recipe: Recipe) -> tuple[list[Units], list[Units | None]]:
     return data, valid
 
 
+def _open_sources(stage: Stage) -> Mixture:
+    found = sources(stage.data, stage.sidecar)
+    units = {name: open_units(stage, source.data, source.sidecar) for name, source in found.items()}
+    return Mixture(units, [source.weight for source in found.values()])
+
+
 def _train_stages(
-    out: Path, recipe: Recipe, data: Sequence[Units], valid: Sequence[Units | None], options: RunOptions,
+    out: Path, recipe: Recipe, data: Sequence[Mixture], valid: Sequence[Units | None], options: RunOptions,
     processes: Processes, fresh: bool,
 ) -> None:  # fmt: skip
     """Restore the newest checkpoint and train from there to the end, or to a signal."""

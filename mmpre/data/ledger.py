@@ -37,8 +37,8 @@ class Hole:
 class Ledger:
     """Counts holes by cause, shard and modality, and stops a run that loses too much.
 
-    Shares are looked at as a whole, for each modality and, after `begin`, for each shard, once `minimum` rows of them
-    were seen.
+    Shares are looked at as a whole, for each modality and, after `begin`, for each shard and named source, once
+    `minimum` rows of them were seen.
     """
 
     def __init__(self, path: Path, *, limit: float = 0.05, minimum: int = 100) -> None:
@@ -98,6 +98,9 @@ class Ledger:
         for shard, count in self.leg_table.items():
             if shard in self.shares:
                 self._check(f"rows of {printable(shard)}", count, round(self.leg_seen * self.shares[shard]))
+        for source, share in _by_source(self.shares).items():
+            count = _by_source(self.leg_table).get(source, 0)
+            self._check(f"rows of source {source}", count, round(self.leg_seen * share))
 
     def _check(self, what: str, holes: int, seen: int) -> None:
         if seen >= self.minimum and holes > self.limit * seen:
@@ -144,6 +147,16 @@ class Ledger:
         aside = self.path.with_name(f".{self.path.name}")
         aside.write_bytes(b"".join(kept))
         os.replace(aside, self.path)
+
+
+def _by_source(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Sums over the shards of each named source: shards of several sources are told as SOURCE/SHARD."""
+    sums: dict[str, float] = {}
+    for shard, number in numbers.items():
+        source, slash, _ = shard.partition("/")
+        if slash:
+            sums[source] = sums.get(source, 0) + number
+    return sums
 
 
 def _step(line: bytes) -> float:

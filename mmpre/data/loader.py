@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from mmpre.data.ledger import Hole
-from mmpre.data.order import Order, deal, donor
+from mmpre.data.mixture import Mixture, Stream
+from mmpre.data.order import deal
 from mmpre.data.prefetch import LoadingError, Prefetch
 from mmpre.data.sample import BadMember, Sample
 from mmpre.data.shards import CorruptSample
@@ -58,7 +59,7 @@ class MicroBatches:
 
     def __init__(
         self,
-        units: Units,
+        units: Units | Mixture,
         work: Mapping[str, tuple[View | Mapping[str, View], Mapping[str, Reader]]],
         *,
         seed: int,
@@ -70,15 +71,13 @@ class MicroBatches:
         order: int | None = None,
     ) -> None:
         """`order` is the number of the stage whose order of rows this one goes on in, by default its own."""
-        self.units, self.work = units, work
+        self.units, self.work = Mixture.of(units), work
         self.seed, self.stage = seed, stage
         self.micro_batches, self.max_tokens = micro_batches, max_tokens
-        self.order = Order(
-            len(units), hashed(seed, stage if order is None else order, "order"), block=block, window=window
-        )
+        self.order = Stream(self.units, seed, stage if order is None else order, block=block, window=window)
 
     @staticmethod
-    def of(stage: Stage, units: Units, *, seed: int, number: int) -> "MicroBatches":
+    def of(stage: Stage, units: Units | Mixture, *, seed: int, number: int) -> "MicroBatches":
         """For all tasks of a stage, which is the `number`-th of its run."""
         work = {task.name: (task.view, task.objective.readers) for task in stage.tasks}
         return MicroBatches(
@@ -126,7 +125,7 @@ class MicroBatches:
         draw = Draw.row(self.seed, self.stage, step, epoch=self.order.epoch(position), unit=unit)
 
         def other(role: str, k: int) -> Sample:
-            return self.units.sample(donor(position, len(self.units), self.order.seed, f"{role}{k}", own=unit))
+            return self.units.sample(self.order.donor(position, unit, f"{role}{k}"))
 
         try:
             sample = self.units.sample(unit)
@@ -134,7 +133,8 @@ class MicroBatches:
                 return {"": view.row(sample, readers, draw, other)}
             return {name: one.row(sample, readers, draw.child("view", name), other) for name, one in view.items()}
         except CorruptSample as e:
-            return Hole(cause=e.cause, shard=e.shard, key=e.key, member=e.member, modality="", detail=str(e))
+            shard = self.units.label(self.units.source(unit)[0], e.shard)
+            return Hole(cause=e.cause, shard=shard, key=e.key, member=e.member, modality="", detail=str(e))
         except BadMember as e:
             shard, key = self.units.identity(unit)
             modality = next((role for role, reader in readers.items() if e.member.split("|")[0] in reader.suffixes), "")

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +70,10 @@ class Units:
         self._kept.move_to_end(number)
         return self._kept[number].at_window(window)
 
+    def describe(self) -> dict[str, object]:
+        """What a run records of its data."""
+        return {"fingerprint": self.shards.fingerprint, "samples": len(self.shards), "units": len(self)}
+
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_kept": OrderedDict()}
 
@@ -131,8 +135,3 @@ def _cached(units: Units, reader: Reader, cache: Path) -> tuple[np.ndarray, np.n
     except OSError as e:
         log.warning("window lengths are not kept: %s", e)
     return before, measured
-
-
-def describe(units: Units) -> Mapping[str, object]:
-    """What a run records of its data."""
-    return {"fingerprint": units.shards.fingerprint, "samples": len(units.shards), "units": len(units)}
