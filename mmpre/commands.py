@@ -267,6 +267,30 @@ def inspect(rest: list[str]) -> None:
     tyro.cli(go, args=rest, prog="mmpre data inspect")
 
 
+def cache(rest: list[str]) -> None:
+    def go(clear: bool = False, json: bool = False) -> None:
+        """The shards that were fetched from elsewhere. MMPRE_CACHE names another folder, MMPRE_CACHE_GB a limit.
+
+        Args:
+            clear: Remove them all; not while a run reads them.
+            json: Print JSON for programs.
+        """
+        from mmpre.data import remote
+
+        if clear:
+            print(f"{remote.clear():,} bytes removed from {remote.Remote().root}")
+            return
+        found = remote.entries()
+        if json:
+            print(_json(found))
+            return
+        for one in found:
+            print(f"{one['size']:>15,} bytes  {one['url']}")
+        print(f"{len(found)} shards, {sum(one['size'] for one in found):,} bytes in {remote.Remote().root}")
+
+    tyro.cli(go, args=rest, prog="mmpre data cache")
+
+
 def tokenizer(rest: list[str]) -> None:
     def go(
         shards: Paths, out: Path,
@@ -321,4 +345,5 @@ DATA: dict[str, Command] = {
     "index": index,
     "inspect": inspect,
     "tokenizer": tokenizer,
+    "cache": cache,
 }

@@ -11,17 +11,20 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
+from mmpre.data.remote import Remote, check_scheme, scheme_of, without_secrets
 from mmpre.data.shard_index import ShardError, ShardIndex, cache_folder, index_shard, open_index
 
 __all__ = ["ShardError", "ShardIndex", "Shards", "expand_shards", "index_shard", "open_index", "open_shards"]
 log = logging.getLogger(__name__)
 _MAX_BRACES = 1_000_000
+_FETCHERS = 8
 
 
 class Shards:
@@ -89,6 +92,8 @@ def open_shards(urls: Sequence[str | Path] | str | Path, *, build: bool = True, 
     Shards without a valid index are indexed first. Raises one ShardError that lists all shards that cannot be used.
     """
     paths, problems = _expand([urls] if isinstance(urls, str | Path) else urls)
+    paths, missing = _fetched(paths, folder)
+    problems += missing
     indexes = []
     for path in paths:
         try:
@@ -104,37 +109,60 @@ def open_shards(urls: Sequence[str | Path] | str | Path, *, build: bool = True, 
     return Shards(indexes)
 
 
+def _fetched(paths: Sequence[Path | str], folder: Path | None) -> tuple[list[Path], list[tuple[str, str]]]:
+    """Local copies in place of urls, and what is wrong with those that have none."""
+    problems: list[tuple[str, str]] = []
+
+    def local(path: Path | str) -> Path | None:
+        try:
+            return path if isinstance(path, Path) else Remote(folder).fetch(path)
+        except ShardError as e:
+            problems.extend(e.problems)
+            return None
+
+    with ThreadPoolExecutor(_FETCHERS) as pool:
+        return [path for path in pool.map(local, paths) if path is not None], problems
+
+
 def expand_shards(urls: Sequence[str | Path]) -> list[Path]:
-    """The shard files that paths, folders, globs and brace patterns name. Raises ShardError for what names none."""
+    """The shard files that paths, folders, globs, brace patterns and urls (their copies) name. Raises ShardError for
+    what names none."""
     paths, problems = _expand(urls)
+    paths, missing = _fetched(paths, None)
+    problems += missing
     if problems:
         raise ShardError(problems)
     return paths
 
 
-def _expand(urls: Sequence[str | Path]) -> tuple[list[Path], list[tuple[str, str]]]:
-    paths: list[Path] = []
+def _expand(urls: Sequence[str | Path]) -> tuple[list[Path | str], list[tuple[str, str]]]:
+    paths: list[Path | str] = []
     problems: list[tuple[str, str]] = []
     for url in urls:
         try:
             paths += _paths(os.fspath(url))
         except ShardError as e:
             problems += e.problems
-    counts = Counter(os.path.abspath(path) for path in paths)
-    problems += [(path, f"is given {n} times; give each shard once") for path, n in counts.items() if n > 1]
+    counts = Counter(path if isinstance(path, str) else os.path.abspath(path) for path in paths)
+    problems += [
+        (without_secrets(path) if scheme_of(path) else path, f"is given {n} times; give each shard once")
+        for path, n in counts.items()
+        if n > 1
+    ]
     return paths, problems
 
 
-def _paths(url: str) -> list[Path]:
-    if url.startswith("pipe:"):
-        what = "is a `pipe:` url, which would run its text as a shell command; download the shard and give its path"
-        raise ShardError([(url, f"{what}. Data is never allowed to run code")])
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", url)
-    if scheme and scheme[1].lower() == "file":
+def _paths(url: str) -> list[Path | str]:
+    """Local files, and urls of shards that must be fetched, which stay text."""
+    scheme = scheme_of(url)
+    if scheme == "file":
         url = unquote(urlsplit(url).path)
-    elif scheme and not os.path.exists(url):
-        what = f"{scheme[1]}: urls are not supported yet; download the shards and give their paths"
-        raise ShardError([(_without_secrets(url), what)])
+    elif scheme and (scheme == "pipe" or not os.path.exists(url)):
+        check_scheme(url)
+        if glob.has_magic(url.partition("?")[0]):
+            what = "has a pattern, which only local paths may have; name the shards with braces, as in a-{000..009}.tar"
+            raise ShardError([(without_secrets(url), what)])
+        return list(_braces(url))
     if os.path.exists(url):
         return _folder(Path(url)) if os.path.isdir(url) else [Path(url)]
     found = []
@@ -172,9 +200,3 @@ def _braces(pattern: str) -> Iterator[str]:
         else:
             choices.append([piece])
     return ("".join(parts) for parts in product(*choices))
-
-
-def _without_secrets(url: str) -> str:
-    """A url without user, password, query and fragment, which may hold tokens."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}{parts.path}"

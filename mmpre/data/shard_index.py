@@ -224,7 +224,9 @@ def open_index(path: Path | str, *, build: bool = True, folder: Path | None = No
 
 
 def cache_folder() -> Path:
-    """Where indexes go that cannot stand beside their shards."""
+    """Where fetched shards go, and indexes that cannot stand beside their shards."""
+    if own := os.environ.get("MMPRE_CACHE"):
+        return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmpre"
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mmpre.data.index import ShardError, Shards, open_index
+from mmpre.data.remote import StorageError
 from mmpre.data.shard_index import IndexedMember, ShardIndex
 from mmpre.data.shard_writer import ShardSink, shard_writer
 from mmpre.data.tar import printable
@@ -25,10 +26,6 @@ __all__ = ["CorruptSample", "ShardReader", "ShardSink", "Sidecar", "StorageError
 _SIDECAR = "sidecar.json"
 _SIDECAR_FORMAT = 1
 _GAP_BYTES = 64 << 10  # members nearer than this are read at once
-
-
-class StorageError(OSError):
-    """A shard cannot be read, after several tries, or has changed since it was indexed."""
 
 
 class CorruptSample(ValueError):
