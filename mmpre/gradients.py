@@ -176,6 +176,11 @@ def is_split(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    return tensor.to_local() if is_split(tensor) else tensor
+
+
 def full(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors with all their parts, where two names of one tensor stay so; every process must ask for them."""
     whole = {id(tensor): tensor.full_tensor() if is_split(tensor) else tensor for tensor in tensors.values()}

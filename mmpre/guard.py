@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpre.data.loader import MicroBatch
+from mmpre.gradients import local
 
 NAMED = 5  # parameters that a message names
 
@@ -80,7 +81,8 @@ def not_finite(
             keys += parts[i][1].keys
         elif bad:
             losses.append(f"loss {', '.join(bad)}")
-    bad = [name for name, one in parameters.items() if one.grad is not None and not bool(one.grad.isfinite().all())]
+    grads = {name: local(one.grad) for name, one in parameters.items() if one.grad is not None}
+    bad = [name for name, grad in grads.items() if not bool(grad.isfinite().all())]
     more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
     gradients = [f"gradient of {', '.join(bad[:NAMED])}{more}"] if bad else []
     return NotFinite(losses, gradients, keys or [key for _, part in parts for key in part.keys])
