@@ -267,6 +267,40 @@ def inspect(rest: list[str]) -> None:
     tyro.cli(go, args=rest, prog="mmpre data inspect")
 
 
+def derive(rest: list[str]) -> None:
+    def go(
+        shards: Paths, out: Path, by: Path, suffix: str = "derived.safetensors", batch: int = 32,
+        layer: int | None = None, pool: str = "mean", roles: tuple[str, ...] = (), best: bool = False,
+        max_holes: float = 0.05,
+    ) -> None:  # fmt: skip
+        """Compute once what a frozen network makes of each sample, into a sidecar beside the shards.
+
+        Run it again after a kill, or several times at once: shards that are whole are kept, the others are shared.
+
+        Args:
+            shards: Paths, folders, globs, urls, or patterns such as a-{000..009}.tar.
+            out: Folder of the sidecar; a recipe's --sidecar names it.
+            by: A .py file that defines derive(samples) -> a mapping of names to tensors for each, or a run's folder.
+            suffix: Of the members that are written, safetensors.
+            batch: Samples at once.
+            layer: Of a run's encoder, 0 for what comes in; by default the network's result.
+            pool: Of a run's states: mean over a row's tokens, or none for all of them.
+            roles: Of a run's network; by default all.
+            best: Use the run's weights with the best held-out loss, not the newest.
+            max_holes: Share of unusable samples of a shard past which it stops.
+        """
+        from mmpre.data.derive import derive as derive_shards
+        from mmpre.derivers import from_file, from_run
+
+        if by.suffix == ".py":
+            deriver = from_file(by)
+        else:
+            deriver = from_run(by, layer=layer, pool=pool, roles=roles, best=best)
+        print(derive_shards(list(shards), out, deriver, suffix=suffix, batch=batch, max_holes=max_holes))
+
+    tyro.cli(go, args=rest, prog="mmpre data derive")
+
+
 def cache(rest: list[str]) -> None:
     def go(clear: bool = False, json: bool = False) -> None:
         """The shards that were fetched from elsewhere. MMPRE_CACHE names another folder, MMPRE_CACHE_GB a limit.
@@ -345,5 +379,6 @@ DATA: dict[str, Command] = {
     "index": index,
     "inspect": inspect,
     "tokenizer": tokenizer,
+    "derive": derive,
     "cache": cache,
 }

@@ -67,7 +67,7 @@ def find_recipe(recipe: str | Path | Callable[..., Any], *, name: str | None = N
         return LoadedRecipe(recipe.__name__, recipe, getattr(module, "scales", {}), path, False, module.__doc__ or "")
     if str(recipe).endswith(".py"):
         path = Path(recipe)
-        module = _load_file(path, "recipe")
+        module = load_file(path, "recipe")
         return _from_module(module, name or path.stem, path, is_file=True)
     found = _find("recipe", str(recipe))
     module = _import(found)
@@ -77,7 +77,7 @@ def find_recipe(recipe: str | Path | Callable[..., Any], *, name: str | None = N
 def find_data_set(name: str) -> ModuleType:
     """The module that builds a data set, by name or by the path of its file: `build(out, ...)`, `description`,
     `licence`, `size`, and for `mmpre data list`, where it has them, `packages` and `tasks`."""
-    module = _load_file(Path(name), "data set") if name.endswith(".py") else _import(_find("data set", name))
+    module = load_file(Path(name), "data set") if name.endswith(".py") else _import(_find("data set", name))
     if not callable(getattr(module, "build", None)):
         raise PluginError(f"{module.__file__} must define build(out, ...), which writes the data set's shards to `out`")
     return module
@@ -86,7 +86,7 @@ def find_data_set(name: str) -> ModuleType:
 def find_modality(name: str) -> ModuleType:
     """The module of a modality, by name or by the path of its file; it may define `corpus(sample)`, the texts that a
     tokenizer of it is trained on."""
-    return _load_file(Path(name), "modality") if name.endswith(".py") else _import(_find("modality", name))
+    return load_file(Path(name), "modality") if name.endswith(".py") else _import(_find("modality", name))
 
 
 def find_benchmark(name: str) -> ModuleType:
@@ -129,7 +129,7 @@ def _import(point: EntryPoint) -> ModuleType:
         raise PluginError(f"plugin {point.name} ({point.value}) cannot be imported: {type(e).__name__}: {e}") from e
 
 
-def _load_file(path: Path, kind: str) -> ModuleType:
+def load_file(path: Path, kind: str) -> ModuleType:
     if not path.is_file():
         raise PluginError(f"there is no {kind} file {path}")
     name = f"mmpre_file_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"

@@ -20,10 +20,15 @@ class Processes:
         self.rank, self.world, self.device, self.own = rank, world, torch.device(device), own
 
     @staticmethod
+    def device_here() -> torch.device:
+        """The device of this process's arithmetic."""
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+
+    @staticmethod
     def start(timeout_seconds: float = 600.0) -> "Processes":
         rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        local = int(os.environ.get("LOCAL_RANK", 0))
-        device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+        device = Processes.device_here()
         if device.type == "cuda":
             torch.cuda.set_device(device)
         own = world > 1 and not dist.is_initialized()
