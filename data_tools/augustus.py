@@ -23,7 +23,7 @@ packages = (Apt("augustus-doc", tuple(f"{FOLDER}/{name}" for name in FILES)),)
 # the labelled part is not pretrained on; its last million bases are the test
 LABELLED, TEST, VALID = (2_000_000, 7_000_000), 6_000_000, (19_000_000, 20_000_000)
 tasks = tuple(
-    EvalTask(kind="classification", about=about, input="dna", target="genes", train="probe", baseline=baseline)
+    EvalTask(kind="classification", about=about, input="fa", target="genes", train="probe", baseline=baseline)
     for about, baseline in (
         ("windows of 128 bases wholly coding or not at all, balanced", "base counts 82.5 %, 3-mer ridge 87.2 %"),
         ("windows of 256 bases wholly coding or not at all, balanced", "3-mer ridge 92.7 %, 4-mer ridge 94.8 %"),
@@ -34,7 +34,7 @@ tasks = tuple(
 
 
 def build(out: Path, *, source: Path | None = None, fetch: bool = False) -> Path:
-    """Write pieces of 65,536 bases: `dna`, `genes` (a letter a base) and `json` with coordinates and transcripts.
+    """Write pieces of 65,536 bases: `fa`, `genes` (a letter a base) and `json` with coordinates and transcripts.
 
     `train` and `valid` are the parts of the chromosome without labels, `probe` (4 million bases) and `test` (1 million)
     the labelled part.

@@ -54,11 +54,11 @@ class Sequence:
             object.__setattr__(self, "track", _track(len(self.bases), self.genes))
 
     def pieces(self, start: int, end: int) -> Iterator[tuple[int, Sample]]:
-        """Pieces of [start, end), each with its start: `dna`, `json`, and `genes` where genes are known."""
+        """Pieces of [start, end), each with its start: `fa`, `json`, and `genes` where genes are known."""
         for first in range(start, end, PIECE):
             last = min(first + PIECE, end)
             about = {"sequence": self.name, "start": first, "end": last, **self.about}
-            members: dict[str, str | bytes] = {"dna": self.bases[first:last]}
+            members: dict[str, str | bytes] = {"fa": f">{self.name}:{first}-{last}\n{self.bases[first:last]}\n"}
             if self.genes is not None:
                 members["genes"] = self.track[first:last]
                 about["transcripts"] = [

@@ -21,14 +21,14 @@ FILE = "tests/data/GCF_001457455.1_NCTC11397_genomic.fna.gz"
 VALID, TEST = 0.8, 0.9  # where these parts begin
 tasks = (
     EvalTask(kind="classification", about="strand and place in the codon of each base, 6 ways and not coding",
-             input="dna", target="genes"),
+             input="fa", target="genes"),
     EvalTask(kind="classification", about="windows of 64 bases wholly coding on one strand or the other, 2 ways",
-             input="dna", target="genes"),
+             input="fa", target="genes"),
 )  # fmt: skip
 
 
 def build(out: Path) -> Path:
-    """Write pieces of 65,536 bases: `dna`, `genes` (a letter a base) and `json` with coordinates and genes."""
+    """Write pieces of 65,536 bases: `fa`, `genes` (a letter a base) and `json` with coordinates and genes."""
     try:
         import pyrodigal
     except ImportError:

@@ -23,13 +23,13 @@ SPECIES = {
 }  # fmt: skip
 packages = (Apt("ragout-examples", tuple(f"{FOLDER}/{name}/references" for name in SPECIES)),)
 tasks = (
-    EvalTask(kind="classification", about="the species of 500 bases of a strain held out, 4 ways", input="dna",
+    EvalTask(kind="classification", about="the species of 500 bases of a strain held out, 4 ways", input="fa",
              target="json:species", baseline="4-mer ridge 93.9 %"),
 )  # fmt: skip
 
 
 def build(out: Path, *, source: Path | None = None, fetch: bool = False) -> Path:
-    """Write pieces of 65,536 bases: `dna` and `json` (species, strain, sequence, start, end)."""
+    """Write pieces of 65,536 bases: `fa` and `json` (species, strain, sequence, start, end)."""
     with unpacked(*packages, source=source, fetch=fetch) as got, whole_folder(out) as aside:
         strains = {name: sorted((got[0].folder / FOLDER / name / "references").glob("*.fasta*")) for name in SPECIES}
         counts = write_splits(aside, _pieces(strains), "ragout")

