@@ -82,7 +82,7 @@ class T5Buckets(nn.Module):
                 f"apart exactly, got {buckets} buckets, longest {longest}"
             )
         self.buckets, self.longest, self.both_ways = buckets, longest, both_ways
-        self.table = nn.Embedding(buckets, heads) if table is None else table
+        self.table = _table(buckets, heads) if table is None else table
 
     def added(self, q_gHnK: Float[Tensor, "g H n K"], distance_gnn: Int[Tensor, "_ n n"]) -> Float[Tensor, "_ H n n"]:
         return self.table(self.bucket(distance_gnn)).movedim(-1, 1)
@@ -115,7 +115,7 @@ class RelativeKey(nn.Module):
         if left < 0 or right < 0:
             raise ValueError(f"RelativeKey: left and right must be at least 0, got {left} and {right}")
         self.left, self.right = left, right
-        self.table = nn.Embedding(left + right + 1, head_width)
+        self.table = _table(left + right + 1, head_width)
 
     def added(self, q_gHnK: Float[Tensor, "g H n K"], distance_gnn: Int[Tensor, "_ n n"]) -> Float[Tensor, "g H n n"]:
         score_gHnR = self._scores(q_gHnK)
@@ -154,3 +154,9 @@ class Rotary(nn.Module):
         cos, sin = angle_N1F.cos().to(x_NHK.dtype), angle_N1F.sin().to(x_NHK.dtype)
         one, other = x_NHK.chunk(2, dim=-1)
         return torch.cat([one * cos - other * sin, other * cos + one * sin], dim=-1)
+
+
+def _table(rows: int, width: int) -> nn.Embedding:
+    table = nn.Embedding(rows, width)
+    nn.init.normal_(table.weight, std=0.02)  # near 0: at first, all distances count alike
+    return table

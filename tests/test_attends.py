@@ -3,7 +3,10 @@ import pickle
 import pytest
 import torch
 from attends import ATTENDS, SIZES, Facts, by_hand, some_batch, some_bias
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention.flex_attention import flex_attention
 
+from mmpre import attention_backends
 from mmpre.attention import Attend, Causal, Full, Layers, Plan, Together, Window
 from mmpre.attention_backends import attend, attention_probabilities
 from mmpre.attention_by_tokens import Graph, PerRow, Positions, Prefix
@@ -187,6 +190,78 @@ def test_cross_attention_reads_the_same_rows_of_another_sequence(backend, force)
         torch.testing.assert_close(ours, theirs)
     with pytest.raises(ValueError, match="a bias needs distances, which two sequences do not have"):
         attend(q, k, v, plan, bias=some_bias("alibi")[0])
+
+
+# CUDA: what is asked for, without a GPU.
+
+
+@pytest.mark.parametrize("kind, bias", WITH_FLEX)
+def test_flex_takes_cuda_tensors_and_is_compiled_there(kind, bias, force, monkeypatch):
+    compiled = []
+
+    def create(*args, _compile):
+        compiled.append(_compile)
+        return torch.nn.attention.flex_attention.create_block_mask(*args)
+
+    monkeypatch.setattr("mmpre.attention.create_block_mask", create)
+    monkeypatch.setattr(attention_backends, "_compiled_flex", lambda: compiled.append("flex") or flex_attention)
+    force("flex")
+    batch = some_batch(ATTENDS[kind][0])
+    bias = None if bias is None else some_bias(bias)[0]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in [] if bias is None else bias.modules():  # module.to cannot swap in fake parameters
+            for tensors in (module._parameters, module._buffers):
+                tensors.update({name: torch.empty_like(one, device="cuda") for name, one in tensors.items()})
+        qkv = torch.empty(batch.layout.size, 3, 2, 8, dtype=torch.float64, device="cuda")
+        y_NHK = attend(*qkv.unbind(1), batch.plan.to("cuda"), bias=bias)
+        assert (y_NHK.shape, y_NHK.dtype, y_NHK.device.type) == (qkv[:, 0].shape, qkv.dtype, "cuda")
+        y_NHK.flatten(1)
+    assert sorted(map(str, compiled)) == ["True", "flex"]
+    with pytest.raises(ValueError, match=r"flex attention: has no dropout, got 0\.1; unset MMPRE_ATTENTION"):
+        attend(*some_qkv(batch).unbind(1), batch.plan, dropout=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind, bias", [("graph", None), ("window", "alibi"), ("per row", "t5"), ("together", "relative key")]
+)
+def test_compiled_flex_equals_the_reference(kind, bias, force, monkeypatch):
+    """On a CPU it compiles the forward pass alone."""
+    monkeypatch.setattr(attention_backends, "flex_attention", torch.compile(flex_attention))
+    batch = some_batch(ATTENDS[kind][0], [(3, 2), (5, 0), (0, 5), (40, 30), (60, 10)])
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(batch.layout.size, 2, 16, generator=g) for _ in range(3))
+    bias = None if bias is None else some_bias(bias, width=16)[0].float()
+    with torch.no_grad():
+        force("dense")
+        want = attend(q, k, v, batch.plan, bias=bias)
+        force("flex")
+        torch.testing.assert_close(attend(q, k, v, batch.plan, bias=bias), want, atol=3e-6, rtol=3e-6)
+
+
+def test_xformers_bias_for_cross_attention_and_where_it_has_none():
+    pytest.importorskip("xformers.ops")
+    layout, other = (Layout({"a": torch.tensor(lengths)}) for lengths in ([2, 3, 3], [4, 1, 2]))
+    plan = Plan(layout, keys=other)
+    bias_NM = plan.xformers_bias.materialize((8, 7))
+    assert torch.equal(bias_NM == 0, torch.block_diag(*(plan.dense(row).float() for row in range(3))) == 1)
+    assert Window(2).plan(layout).xformers_bias is None
+    assert some_batch(Prefix("text")).plan.xformers_bias is None
+    assert Plan(layout, keys=Layout({"a": torch.tensor([4, 0, 2])})).xformers_bias is None
+
+
+@pytest.mark.parametrize("backend", ["xformers", "varlen"])
+def test_kernels_that_lack_a_rule_or_a_bias_say_so(backend, force):
+    pytest.importorskip("xformers.ops")
+    force(backend)
+    layout = Layout({"text": torch.tensor([9])})
+    q = torch.zeros(9, 2, 8)
+    with pytest.raises(
+        ValueError, match=rf"{backend} attention: .* got Band\(left=2, right=2\); unset MMPRE_ATTENTION"
+    ):
+        attend(q, q, q, Window(2).plan(layout))
+    with pytest.raises(ValueError, match=rf"{backend} attention: .* got ALiBi; unset MMPRE_ATTENTION"):
+        attend(q, q, q, Full().plan(layout), bias=some_bias("alibi")[0])
 
 
 def test_refusals_name_what_came():
