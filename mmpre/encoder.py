@@ -44,19 +44,31 @@ def bert_encoder(
 
 
 def mosaicbert_encoder(
-    width: int, depth: int, heads: int, *, hidden: int | None = None, dropout: float = 0.1, eps: float = 1e-12
+    width: int,
+    depth: int,
+    heads: int,
+    *,
+    hidden: int | None = None,
+    dropout: float = 0.1,
+    alibi: bool = True,
+    gated: bool = True,
+    eps: float = 1e-12,
 ) -> Encoder:
     """Build MosaicBERT's encoder (Portes et al. 2023, arXiv:2312.17482): BERT's with ALiBi and a GeGLU.
 
     It wants no positions added to its input. `dropout` acts after attention and inside the feed-forward, as in the
-    authors' code; attention has none. `hidden` and the start weights are as in `bert_encoder`.
+    authors' code; attention has none. `hidden` and the start weights are as in `bert_encoder`. The paper's ablations
+    take `alibi` or `gated` away, which leaves what BERT has in that place.
     """
-    alibi = ALiBi(heads)
+    bias = ALiBi(heads) if alibi else None
 
     def block() -> Block:
-        gated = GatedFeedForward(width, hidden or 4 * width, dropout=dropout, down_bias=True)
+        attention = PostNorm(Attention(width, heads, bias=bias), width, dropout, eps)
+        inner = hidden or 4 * width
+        if not gated:
+            return Block([attention, PostNorm(FeedForward(width, inner), width, dropout, eps)])
         return Block(
-            [PostNorm(Attention(width, heads, bias=alibi), width, dropout, eps), PostNorm(gated, width, eps=eps)]
+            [attention, PostNorm(GatedFeedForward(width, inner, dropout=dropout, down_bias=True), width, eps=eps)]
         )
 
     return _normal(Encoder([block() for _ in range(depth)]))

@@ -48,7 +48,7 @@ def measure_recipe(opened: Run, recipe: Recipe, urls: Sequence[str], sidecar: st
     tasks = {task.name: task for task in stage.tasks}
     seed, number = opened.record["options"]["seed"], len(recipe.stages) - 1
     rows = min(rows, len(units))
-    source = MicroBatches.of(stage, units, seed=seed, number=number)
+    source = MicroBatches.of(stage, units, seed=seed, number=number, held_out=True)
     batches = (source[slot] for slot in valid_slots(stage, rows))
     context = Context(seed, number, processes)
     answer = {"tasks": held_out(batches, tasks, context), "rows": rows}

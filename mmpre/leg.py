@@ -173,11 +173,11 @@ class Leg:
             workers = max(1, min(4, (os.cpu_count() or 2) // world - 1))
         return load_batches(self._source(self.units), order, workers, pin=self.processes.device.type == "cuda")
 
-    def _source(self, units: Units | Mixture) -> MicroBatches:
-        return MicroBatches.of(self.stage, units, seed=self.options.seed, number=self.number)
+    def _source(self, units: Units | Mixture, *, held_out: bool = False) -> MicroBatches:
+        return MicroBatches.of(self.stage, units, seed=self.options.seed, number=self.number, held_out=held_out)
 
     def _held_out_batches(self, step: int, to_the_end: bool) -> Iterator[MicroBatch]:
-        source, rank, world = self._source(self.valid), self.processes.rank, self.processes.world
+        source, rank, world = self._source(self.valid, held_out=True), self.processes.rank, self.processes.world
         for slot in valid_slots(self.stage, min(self.stage.valid_rows, len(self.valid)), rank, world):
             if not to_the_end and slot.m == rank and self._stopping():
                 raise _Stopping

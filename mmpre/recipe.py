@@ -23,13 +23,16 @@ from mmpre.view import View
 class Task:
     """A view of the data and what is learned from it. `ratio` is the task's share of the steps, in whole parts.
 
-    Several views by name make several batches of the same samples, which the objective gets as `Views`.
+    Several views by name make several batches of the same samples, which the objective gets as `Views`. Held-out losses
+    are taken on rows of `held_out`, by default of the same view: so that recipes which hide more or less can be
+    compared on rows of which the same share is hidden.
     """
 
     name: str
     view: View | Mapping[str, View]
     objective: Objective | InBatch
     ratio: int = 1
+    held_out: View | Mapping[str, View] | None = None
 
     @property
     def roles(self) -> tuple[str, ...]:

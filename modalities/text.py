@@ -5,6 +5,7 @@ Source: Devlin et al. 2018, arXiv:1810.04805; `first_position` is what RoBERTa (
 # N tokens of the packed batch, D model width, W words or pieces of one text (no special tokens)
 
 import hashlib
+import math
 import os
 import re
 from collections import OrderedDict
@@ -288,7 +289,9 @@ class Text(nn.Module):
     """Dropout(LayerNorm(word + position + type 0)).
 
     `table` (the word vectors) and `types` may be shared with heads and other modalities. `positions` is the longest
-    row, by default the reader's; `first_position` is the row of the position table that position 0 uses (RoBERTa: 2).
+    row, by default the reader's, and 0 for none, where the encoder tells places by itself (ALiBi, rotary);
+    `first_position` is the row of the position table that position 0 uses (RoBERTa: 2). The table of words has a
+    multiple of `multiple` rows, the last ones unused: some matrix products are faster so.
     """
 
     def __init__(
@@ -299,6 +302,7 @@ class Text(nn.Module):
         positions: int | None = None,
         first_position: int = 0,
         types: int = 2,
+        multiple: int = 1,
         dropout: float = 0.1,
         eps: float = 1e-12,
     ) -> None:
@@ -307,13 +311,14 @@ class Text(nn.Module):
         self.longest = reader.max_length if positions is None else positions
         self._check_length(reader.max_length)
         self.first_position = first_position
-        self.table = nn.Embedding(reader.vocabulary.size, width)
-        self.positions = nn.Embedding(self.longest + first_position, width)
+        self.table = nn.Embedding(math.ceil(reader.vocabulary.size / multiple) * multiple, width)
+        self.positions = nn.Embedding(self.longest + first_position, width) if self.longest else None
         self.types = nn.Embedding(types, width)
         self.norm = nn.LayerNorm(width, eps=eps)
         self.dropout = Dropout(dropout)
         for table in (self.table, self.positions, self.types):
-            nn.init.normal_(table.weight, std=0.02)
+            if table is not None:
+                nn.init.normal_(table.weight, std=0.02)
 
     def features(self, tokens: Tokens) -> Float[Tensor, "N D"]:
         """The word vectors."""
@@ -322,12 +327,13 @@ class Text(nn.Module):
     def embed(self, f_NE: Float[Tensor, "N D"], tokens: Tokens, replaced_N: Bool[Tensor, "N"]) -> Float[Tensor, "N D"]:
         """A token marked as replaced is the mask token, whatever its id; BertReplace's random ids are not marked."""
         self._check_length(int(tokens.lengths_B.max()) if len(tokens.lengths_B) else 0)
-        word_ND = torch.where(replaced_N[:, None], self.table.weight[self.reader.vocabulary.mask], f_NE)
-        place_ND = self.positions(tokens["position"] + self.first_position)
-        return self.dropout(self.norm(word_ND + place_ND + self.types.weight[0]))
+        x_ND = torch.where(replaced_N[:, None], self.table.weight[self.reader.vocabulary.mask], f_NE)
+        if self.positions is not None:
+            x_ND = x_ND + self.positions(tokens["position"] + self.first_position)
+        return self.dropout(self.norm(x_ND + self.types.weight[0]))
 
     def _check_length(self, length: int) -> None:
-        if length > self.longest:
+        if 0 < self.longest < length:
             raise ValueError(
                 f"Text: a row of {length} tokens was given, positions reach to {self.longest}; "
                 f"give the reader max_length={self.longest} or fewer, or Text more positions"

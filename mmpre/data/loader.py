@@ -77,9 +77,12 @@ class MicroBatches:
         self.order = Stream(self.units, seed, stage if order is None else order, block=block, window=window)
 
     @staticmethod
-    def of(stage: Stage, units: Units | Mixture, *, seed: int, number: int) -> "MicroBatches":
-        """For all tasks of a stage, which is the `number`-th of its run."""
-        work = {task.name: (task.view, task.objective.readers) for task in stage.tasks}
+    def of(stage: Stage, units: Units | Mixture, *, seed: int, number: int, held_out: bool = False) -> "MicroBatches":
+        """For all tasks of a stage, which is the `number`-th of its run; of rows to train on, or of held-out ones."""
+        work = {
+            task.name: (task.held_out if held_out and task.held_out is not None else task.view, task.objective.readers)
+            for task in stage.tasks
+        }
         return MicroBatches(
             units, work, seed=seed, stage=number, micro_batches=stage.micro_batches, block=stage.block,
             window=stage.window, max_tokens=stage.max_tokens, order=stage.origin.order,
