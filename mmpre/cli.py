@@ -1,5 +1,6 @@
 """The command line. Nothing heavy is imported before it is known what is asked for."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -9,6 +10,7 @@ mmpre: pretrain an encoder on unlabelled data of any modality
   mmpre list                         recipes, modalities and data sets that are installed
   mmpre train RECIPE [--scale tiny]  pretrain; RECIPE is a name or a .py file; RECIPE --help lists its numbers
   mmpre resume RUN                   go on with a run that was stopped or killed
+  mmpre replay RUN --step N          do a step again and compare it with the log
   mmpre eval RUN                     what it learned, on held-out data, beside the same network untrained
   mmpre demo                         image-text pretraining on OpenMoji collages, from pictures to numbers
 
@@ -39,11 +41,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     import logging
 
+    from mmpre.stopping import UNDER_AGENT, die_with_parent
+
+    if UNDER_AGENT in os.environ:
+        die_with_parent()  # before anything can take long
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("mmpre").setLevel(logging.INFO)
     try:
         command, rest = _command(words)
         code = command(rest)
+    except KeyboardInterrupt:
+        print("mmpre: interrupted", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, OSError, RuntimeError, ImportError) as e:
         if _is_a_bug(e):
             raise

@@ -117,6 +117,32 @@ def resume(rest: list[str]) -> None:
     tyro.cli(go, args=rest, prog="mmpre resume")
 
 
+def replay(rest: list[str]) -> None:
+    def go(run: tyro.conf.Positional[str], step: int, json: bool = False) -> int:
+        """Do one step again, from the checkpoint before it, and compare every number with the log; writes nothing.
+
+        Args:
+            run: The run's folder.
+            step: The step, as metrics.jsonl counts them.
+            json: Print JSON for programs.
+        """
+        from mmpre.replay import replay as again
+
+        told = again(run, step)
+        if json:
+            print(_json(told))
+        else:
+            print(f"step {told['step']}, task {told['task']}, from step {told['from']}: "
+                  f"{ {None: 'not logged', True: 'as logged', False: 'NOT as logged'}[told['same']] }")  # fmt: skip
+            for name, value in told["now"].items():
+                logged = told["logged"] and told["logged"][name]
+                print(f"  {name} {value!r}" + ("" if logged in (None, value, str(value)) else f", logged {logged!r}"))
+            print("  " + "\n  ".join(filter(None, [told["cause"], *told["keys"]])))
+        return 1 if told["same"] is False else 0
+
+    return tyro.cli(go, args=rest, prog="mmpre replay")
+
+
 def eval_(rest: list[str]) -> None:
     def go(
         run: tyro.conf.Positional[str], data: tuple[str, ...] = (), sidecar: str | None = None, best: bool = False,
@@ -371,7 +397,15 @@ def _json(told: Any) -> str:
 
 
 Command = Callable[[list[str]], int | None]
-TOP: dict[str, Command] = {"list": list_, "train": train, "resume": resume, "eval": eval_, "demo": demo, "bench": bench}
+TOP: dict[str, Command] = {
+    "list": list_,
+    "train": train,
+    "resume": resume,
+    "replay": replay,
+    "eval": eval_,
+    "demo": demo,
+    "bench": bench,
+}
 DATA: dict[str, Command] = {
     "list": data_list,
     "build": build,

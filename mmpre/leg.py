@@ -103,7 +103,7 @@ class Leg:
         self.session.watchdog.also = batches.describe
         try:
             return self._train(first, batches)
-        except RuntimeError as e:
+        except (RuntimeError, OSError) as e:
             if not isinstance(e, LoadingError):
                 batches.check()
             raise

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import IO
 
+_WAIT_SECONDS = 1.5  # for an owner that is just ending
+
 
 class LockedError(RuntimeError):
     """Another process is working on the run."""
@@ -26,13 +28,14 @@ class RunLock:
 
     def __enter__(self) -> "RunLock":
         file = self.path.open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip()
-            file.close()
-            raise LockedError(f"{self.path.parent} is being worked on: {_told(owner)}; stop that one first") from None
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while not _locked(file):
+            if time.monotonic() > deadline:
+                file.seek(0)
+                owner = file.read().strip()
+                file.close()
+                raise LockedError(f"{self.path.parent} is being worked on: {_told(owner)}; stop that one first")
+            time.sleep(0.05)
         file.seek(0)
         file.truncate()
         started = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -52,6 +55,14 @@ class RunLock:
         if self.file is not None:
             self.file.close()
             self.file = None
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _told(owner: str) -> str:

@@ -39,7 +39,7 @@ from mmpre.progress import Progress
 from mmpre.recipe import Recipe, Stage
 from mmpre.record import FORMAT, RunError, begin, conclude, open_record, packages, restart, take_up
 from mmpre.signs import Signs
-from mmpre.stopping import Stopper, Watchdog, die_with_parent
+from mmpre.stopping import UNDER_AGENT, Stopper, Watchdog, die_with_parent
 
 __all__ = ["Run", "RunError", "load", "open_units", "resume", "train"]
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def _carry_out(out: Path, record: dict[str, Any], found: LoadedRecipe, options: 
     threads = torch.get_num_threads()
     if options.arithmetic_threads:
         torch.set_num_threads(options.arithmetic_threads)
-    if "WORLD_SIZE" in os.environ:  # before anything can hang
+    if UNDER_AGENT in os.environ:
         die_with_parent()
     processes = Processes.start(options.hang_seconds + 60 if options.hang_seconds else NEVER_SECONDS)
     try:
@@ -227,6 +227,9 @@ def _train_stages(
     module = recipe.module().to(processes.device)
     ledger = Ledger(out / "ledger.jsonl", limit=options.max_holes)
     saved = None if fresh else checkpoint.latest(out / "checkpoints")
+    signs = Signs(out, processes.rank, processes.world) if processes.world > 1 else None
+    if signs and processes.rank == 0:
+        signs.sweep()
     check_alike(processes, {"newest checkpoint": saved and saved.path.name})
     number, step, more = 0, 0, {}
     if saved:
@@ -247,9 +250,8 @@ def _train_stages(
         return
     if metrics and not fresh:
         restart(out, step=global_step(recipe, number, step), processes=processes)
-    signs = Signs(out, processes.rank, processes.world) if processes.world > 1 else None
     with (
-        Stopper() as stopper,
+        Stopper(among=processes.world > 1) as stopper,
         Watchdog(options.hang_seconds, out, processes.rank, signs) as watchdog,
         Progress(sum(stage.steps for stage in recipe.stages), out, quiet=processes.rank > 0) as progress,
     ):

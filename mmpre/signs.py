@@ -11,24 +11,29 @@ import socket
 from pathlib import Path
 from typing import Any
 
+_BYTES = 512
+
 
 class Signs:
-    """`<folder>/.alive/rank<k>.json`, written anew every few seconds by each process's watchdog.
+    """`<folder>/.alive/rank<k>.json`, overwritten at every change of phase and every few seconds by each process's
+    watchdog.
 
     Ages are taken between the files' own times, so clocks of different machines do not matter.
     """
 
     def __init__(self, folder: Path, rank: int, world: int) -> None:
         self.folder, self.rank, self.world = folder / ".alive", rank, world
+        self._file: int | None = None
+        self._who = {"host": socket.gethostname(), "pid": os.getpid(), "parent": os.getppid()}
 
     def give(self, phase: str, step: int) -> None:
         """Say what this process is doing. A disk that refuses costs the sign, not the run."""
-        mine = {"host": socket.gethostname(), "pid": os.getpid(), "parent": os.getppid(), "phase": phase, "step": step}
-        aside = self.folder / f".rank{self.rank}"
+        mine = json.dumps({**self._who, "phase": phase, "step": step})
         try:
-            self.folder.mkdir(exist_ok=True)
-            aside.write_text(json.dumps(mine))
-            os.replace(aside, self._path(self.rank))
+            if self._file is None:
+                self.folder.mkdir(exist_ok=True)
+                self._file = os.open(self._path(self.rank), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            os.pwrite(self._file, mine.ljust(_BYTES).encode(), 0)  # always as long, so none is left of the one before
         except OSError:
             pass
 
@@ -60,7 +65,19 @@ class Signs:
                 os.kill(sign["pid"], signal.SIGKILL)
 
     def sweep(self) -> None:
+        """Remove what an earlier start has left."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def end(self) -> None:
+        """Take this process's sign away."""
+        try:
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
+            self._path(self.rank).unlink(missing_ok=True)
+            self.folder.rmdir()
+        except OSError:  # others are still at work
+            pass
 
     def _path(self, rank: int) -> Path:
         return self.folder / f"rank{rank}.json"

@@ -14,6 +14,8 @@ from types import FrameType
 from mmpre.signs import Signs
 
 HANG_EXIT = 75
+UNDER_AGENT = "TORCHELASTIC_RUN_ID"  # in the environment of processes that torchrun has started
+START_SECONDS = 300.0  # without a sign of life until the first one: imports, first batches
 GRACE_SECONDS = 1.0  # for the other processes' own notes, before they are ended
 _PR_SET_PDEATHSIG = 1
 
@@ -21,11 +23,12 @@ _PR_SET_PDEATHSIG = 1
 class Stopper:
     """Takes SIGTERM and SIGINT and remembers them; the training loop looks at `stopping` after each step.
 
-    Repeated signals do not interrupt a save; the third SIGINT does.
+    Repeated signals do not interrupt a save; the third SIGINT does. `among` others, a process that fails keeps ignoring
+    SIGTERM to its end, which an agent sends as soon as one has died: so it can still say what it knows.
     """
 
-    def __init__(self) -> None:
-        self.stopping = False
+    def __init__(self, *, among: bool = False) -> None:
+        self.stopping, self.among = False, among
         self._interrupts = 0
         self._before: dict[int, object] = {}
 
@@ -35,9 +38,10 @@ class Stopper:
                 self._before[number] = signal.signal(number, self._take)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if not (kind is not None and self.among and number == signal.SIGTERM):
+                signal.signal(number, handler)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         self.stopping = True
@@ -77,6 +81,7 @@ class Watchdog:
         self.seconds, self.path, self.rank, self.signs = seconds, folder / f"hang-rank{rank}.txt", rank, signs
         self.also: Callable[[], str] = lambda: ""
         self._last, self._phase, self._ended = time.monotonic(), ("start", 0), threading.Event()
+        self._limit = max(seconds, START_SECONDS)
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "Watchdog":
@@ -90,9 +95,13 @@ class Watchdog:
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
+        if self.signs is not None:
+            self.signs.end()
 
     def phase(self, name: str, step: int) -> None:
-        self._last, self._phase = time.monotonic(), (name, step)
+        self._last, self._phase, self._limit = time.monotonic(), (name, step), self.seconds
+        if self.signs is not None:
+            self.signs.give(name, step)
 
     def _watch(self) -> None:
         period = min(self.seconds / 4, 5.0)
@@ -101,12 +110,12 @@ class Watchdog:
                 self.signs.give(*self._phase)
             if self._ended.wait(period):
                 return
-            if time.monotonic() - self._last > self.seconds:
+            if time.monotonic() - self._last > self._limit:
                 self._end(period)
 
     def _end(self, period: float) -> None:
         name, step = self._phase
-        note = f"rank {self.rank} gave no sign of life for {self.seconds:g} s in phase: {name}, step {step}\n"
+        note = f"rank {self.rank} gave no sign of life for {self._limit:g} s in phase: {name}, step {step}\n"
         for told in (self.signs.told(period) if self.signs is not None else "", self.also()):
             note += f"{told}\n" if told else ""
         for file in (sys.stderr, self._open()):

@@ -136,6 +136,7 @@ def test_another_format_is_refused_with_both_numbers(tmp_path):
         checkpoint.load(path)
 
 
+@pytest.mark.fault("D10")
 def test_retention_keeps_the_newest_valid_ones_and_the_protected(tmp_path):
     module = network()
     for number in range(1, 5):
@@ -146,6 +147,7 @@ def test_retention_keeps_the_newest_valid_ones_and_the_protected(tmp_path):
     assert checkpoint.load(tmp_path / "step-00000003").step == 3  # 4 is damaged and does not count
 
 
+@pytest.mark.fault("D6")
 def test_a_full_disk_is_told_beforehand_and_harms_nothing(tmp_path, monkeypatch):
     save(tmp_path, 1, network())
     usage = shutil.disk_usage(tmp_path)

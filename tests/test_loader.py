@@ -65,6 +65,7 @@ def stream(shards, *, world, workers, first=0, last=20):
     return seen
 
 
+@pytest.mark.fault("E4", "E13", "I9")
 @pytest.mark.parametrize(("world", "workers"), [(1, 1), (1, 3), (2, 0), (2, 1), (4, 0), (4, 3)])
 def test_the_stream_is_the_same_for_every_number_of_processes_and_workers(shards, world, workers):
     assert stream(shards, world=world, workers=workers) == stream(shards, world=1, workers=0)

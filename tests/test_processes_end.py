@@ -34,6 +34,7 @@ def holder(folder, *more):
     return process
 
 
+@pytest.mark.fault("E11")
 def test_a_second_owner_is_refused_with_host_process_and_time(tmp_path):
     process = holder(tmp_path)
     try:
@@ -81,6 +82,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.fault("E10", "I3")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="parent-death signals are Linux's")
 def test_a_worker_ignores_sigterm_and_ends_with_its_parent():
     process = subprocess.Popen([sys.executable, "-c", WORKER], stdout=subprocess.PIPE, text=True)
@@ -122,6 +124,7 @@ def test_the_watchdog_names_rank_phase_and_step_and_ends_the_process(tmp_path):
     assert "time.sleep" in note or "line 7" in note
 
 
+@pytest.mark.fault("I12")
 def test_metrics_come_back_bit_for_bit_and_lose_only_what_was_cut_or_is_done_again(tmp_path):
     path = tmp_path / "metrics.jsonl"
     writer = MetricsWriter(path)

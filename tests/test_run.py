@@ -131,6 +131,7 @@ def test_a_run_killed_at_random_moments_and_resumed_with_other_workers_ends_bit_
     assert same_weights(run, unbroken)
 
 
+@pytest.mark.fault("I3")
 def test_a_signal_saves_at_the_steps_end_and_resuming_ends_alike(unbroken, melodies, tmp_path):
     run = tmp_path / "stopped"
     process = start(run, melodies, "--workers", "1")
@@ -147,6 +148,7 @@ def test_a_signal_saves_at_the_steps_end_and_resuming_ends_alike(unbroken, melod
     mmpre.resume(run)  # finished: says so and returns
 
 
+@pytest.mark.fault("I11", "F8")
 def test_other_data_and_changed_settings_are_refused_and_moved_shards_are_not(unbroken, melodies, tmp_path):
     moved = tmp_path / "moved"
     moved.mkdir()
@@ -168,6 +170,7 @@ def test_too_few_samples_is_an_error_not_a_hang(melodies, tmp_path):
         mmpre.train(TONES, out=tmp_path / "few", data=shards(melodies, "valid"), batch=500)
 
 
+@pytest.mark.fault("F1")
 def test_a_loss_that_is_not_finite_skips_the_step_names_the_samples_and_then_stops(melodies, tmp_path):
     folder = tmp_path / "poisoned"
     folder.mkdir()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -65,8 +66,8 @@ class Prefetch(Generic[Made]):
     def __next__(self) -> Made:
         try:
             made = next(self._made)
-        except RuntimeError:
-            self.check()
+        except (RuntimeError, OSError, EOFError):  # what torch says when a worker ends while it hands tensors over
+            self.check(wait_s=1.0)
             raise
         if isinstance(made, _Failed):
             raise LoadingError(made.text)
@@ -77,9 +78,12 @@ class Prefetch(Generic[Made]):
         if self._loading is not None:
             self._loading._shutdown_workers()
 
-    def check(self) -> None:
-        """Raise LoadingError where a worker has ended: torch tells the process number alone, and from a signal's
-        handler, so its error may come out of any line of the trainer."""
+    def check(self, wait_s: float = 0.0) -> None:
+        """Raise LoadingError where a worker has ended (or does so soon): torch tells the process number alone, and from
+        a signal's handler, so its error may come out of any line of the trainer."""
+        deadline = time.monotonic() + wait_s
+        while time.monotonic() < deadline and all(worker.exitcode is None for worker in self._workers()):
+            time.sleep(0.02)
         for number, worker in enumerate(self._workers()):
             if worker.exitcode is not None:
                 how = f"ended by itself with exit code {worker.exitcode}"

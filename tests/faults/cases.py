@@ -23,10 +23,11 @@ class Case:
     name: str
     recipe: str
     numbers: dict[str, object]
+    count: int = 120  # samples to train on
 
     def make(self, folder: Path) -> dict[str, tuple[str, ...]]:
         """Write training and held-out shards, then damage one sample of the first shard; returns `data` and `valid`."""
-        made = {"data": _write(folder, "train", 120, self), "valid": _write(folder, "valid", 24, self)}
+        made = {"data": _write(folder, "train", self.count, self), "valid": _write(folder, "valid", 24, self)}
         flip_payload(Path(made["data"][0]), sample=7)
         return made
 
@@ -46,6 +47,8 @@ CASES = dict(
         _of("two_stages", str(HERE / "two_stages.py"), **_EVERY),
     ]
 )
+
+BROKEN = Case("broken", str(HERE / "broken.py"), {})
 
 
 def flags(case: Case, shards: dict[str, Sequence[str]]) -> list[str]:

@@ -1,10 +1,16 @@
 """Lines of the scoreboard about checkpoints."""
 
 import random
+import resource
+import statistics
+import time
 from pathlib import Path
 
 import torch
+from cases import BROKEN
+from harness import newest, step_of
 from lines import Figure, does_not_apply, line
+from runs import start, train
 from torch import nn
 
 from mmpre import checkpoint
@@ -36,3 +42,32 @@ def flipped_bits(folder: Path) -> Figure:
                 found += 1
         file.write_bytes(whole)
     return Figure(f"{found / tried:.0%} ({found} of {tried})", found == tried, {"tried": tried, "found": found})
+
+
+@line("S15")
+def full_disk(folder: Path) -> Figure:
+    """No file may grow past 50 kB any more while a run saves; then room is made again."""
+    shards = BROKEN.make(folder / "shards")
+    run, unbroken = folder / "run", train(folder / "unbroken", shards)
+    with start(run, shards, "--save-every", 5, "--max-unsaved", 10, breaks="slow@*") as tree:
+        assert tree.until(lambda: step_of(run) >= 7, seconds=120), tree.output
+        before = resource.prlimit(tree.process.pid, resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+        assert tree.until(lambda: "step 15 was not written" in tree.output.replace("\n", " "), seconds=60), tree.output
+        good = checkpoint.latest(run / "checkpoints").step
+        resource.prlimit(tree.process.pid, resource.RLIMIT_FSIZE, before)
+        survived = tree.wait(seconds=60) == 0 and newest(run) == newest(unbroken)
+    shown = f"{'yes' if good == 5 else 'no'} / {'yes' if survived else 'no'}"
+    return Figure(shown, good == 5 and survived, {"checkpoint before": good, "survived, and ended alike": survived})
+
+
+@line("S16")
+def stall(folder: Path) -> Figure:
+    """A save of 200 MB, from the call to its return: write, sync, digests, and reading back; median of five."""
+    tensors = {"model": {f"w{i}": torch.rand(1_250_000) for i in range(40)}}
+    taken = []
+    for number in range(5):
+        begun = time.perf_counter()
+        checkpoint.save(folder, number, tensors, {})
+        taken.append(time.perf_counter() - begun)
+    middle = statistics.median(taken)
+    return Figure(f"{middle:.2f} s", middle < 1.0, {"seconds": taken, "bytes": 200_000_000})
