@@ -1,7 +1,7 @@
 """Tux Paint's stamps: photographed and drawn things with their English names, and collages of them.
 
-Debian package `tuxpaint-stamps-default` (GPL-2), about 160 MB; it is not on PyPI, so `source` names the folder where it
-was unpacked (or `/usr`, where it is installed).
+Debian package `tuxpaint-stamps-default` (GPL-2), about 160 MB. For the stamps one by one, with their names in other
+languages and spoken, see `tuxpaint_stamps`.
 """
 
 import io
@@ -11,40 +11,36 @@ from pathlib import Path
 
 from PIL import Image
 
-from mmpre.data_tools import collages
+from mmpre.data_tools import collages, tuxpaint_stamps
 from mmpre.data_tools.card import write_card
 from mmpre.data_tools.concept import Concept
 from mmpre.data_tools.folder import whole_folder
-from mmpre.data_tools.packages import PackageMissingError
+from mmpre.data_tools.packages import unpacked
 from mmpre.data_tools.svg import draw
 
 description = "collages of Tux Paint stamps with exact boxes and captions (English), 6,600 pictures"
 licence = "GPL-2 (Tux Paint stamps)"
 size = "161 MB"
-GET = "apt-get download tuxpaint-stamps-default && dpkg-deb -x tuxpaint-stamps-default_*.deb stamps"
+packages, tasks = tuxpaint_stamps.packages, collages.tasks
 WORDS = 3  # of a name at most; longer captions describe more than the thing
 # letters, coins and signs look alike at this size, and people's captions tell what they do
 LEFT_OUT = ("symbols", "people")
 
 
-def build(out: Path, *, source: Path | None = None, concepts: int = 200, unseen: int = 40, pictures: int = 3,
-          train: int = 6_000, valid: int = 200, test: int = 200, size_px: int = 192, seed: int = 0,
+def build(out: Path, *, source: Path | None = None, fetch: bool = False, concepts: int = 200, unseen: int = 40,
+          pictures: int = 3, train: int = 6_000, valid: int = 200, test: int = 200, size_px: int = 192, seed: int = 0,
           relations: float = 0.0, features: bool = True) -> Path:  # fmt: skip
     """Write the same shards as `collages.build`, of Tux Paint's stamps; groups are the package's top folders."""
     plan = collages.Plan(concepts=concepts, unseen=unseen, pictures=pictures, train=train, valid=valid, test=test,
                          size_px=size_px, seed=seed, relations=relations)  # fmt: skip
-    with whole_folder(out) as aside:
-        facts = collages.compose(aside, stamps(source=source), plan, features=features)
-        write_card(aside, name="tuxpaint", licence=licence, package="tuxpaint-stamps-default", **facts)
+    with unpacked(*packages, source=source, fetch=fetch) as got, whole_folder(out) as aside:
+        facts = collages.compose(aside, stamps(got[0].folder / tuxpaint_stamps.FOLDER), plan, features=features)
+        write_card(aside, name="tuxpaint", licence=licence, sources=got, tasks=tasks, **facts)
     return out
 
 
-def stamps(*, side_px: int = 144, source: Path | None = None) -> Iterator[Concept]:
-    """Every stamp with a name of at most three words and a see-through ground, one picture a name.
-
-    Raises: PackageMissingError naming the package and how to get it.
-    """
-    root = _folder(source)
+def stamps(root: Path, *, side_px: int = 144) -> Iterator[Concept]:
+    """Every stamp with a name of at most three words and a see-through ground, one picture a name."""
     taken = set()
     for path in sorted(root.rglob("*")):
         if path.suffix not in (".png", ".svg") or path.stem.endswith("_mirror"):
@@ -68,17 +64,6 @@ def plain_name(caption: str) -> str:
     """A caption's bare name: "An Adelaide Rosella." is "adelaide rosella"; "" where it is no plain name."""
     name = re.sub(r"^(an?|the|some)\s+", "", caption.strip().rstrip(".!").lower())
     return name if re.fullmatch(r"[a-z' -]+", name) else ""
-
-
-def _folder(source: Path | None) -> Path:
-    tried = [source / inner for inner in (".", "share/tuxpaint/stamps", "usr/share/tuxpaint/stamps")] if source else []
-    for folder in tried:
-        if (folder / "animals").is_dir():
-            return folder
-    where = f"{source} holds no tuxpaint stamps" if source else "no folder was named"
-    raise PackageMissingError(
-        f"Tux Paint: {where}; the data comes in Debian package tuxpaint-stamps-default: `{GET}`, then --source stamps"
-    )
 
 
 def _open(path: Path, side_px: int) -> Image.Image | None:
