@@ -8,7 +8,36 @@ from typing import Annotated, Any
 
 import tyro
 
-from mmpre.plugins import LoadedRecipe, PluginError
+from mmpre.plugins import LoadedRecipe, PluginError, find_recipe
+
+
+def asked_of(rest: list[str], prog: str) -> tuple[Any, dict[str, Any]]:
+    """A recipe, and what was asked of it: scale, out, options and the numbers that differ."""
+    from mmpre.options import RunOptions
+
+    found = find_recipe(rest[0])
+    scale, flags = take(rest[1:], "--scale")
+    kind = recipe_class(found, scale, RunOptions)
+    scales = ", ".join(found.scales) or "none"
+    told = re.sub(r"\n+(?=\S)", "\n\n", found.doc.strip())  # tyro joins the lines of a paragraph
+    about = f"{told}\n\nScales (--scale): {scales}. Shown are the defaults of {scale or 'the paper'}."
+    asked = tyro.cli(kind, args=flags, prog=f"{prog} {rest[0]}", description=about)
+    numbers, options = split(asked, RunOptions)
+    changes = changed(numbers, found.defaults(scale))
+    told_of = {"scale": scale, "out": asked.out, "options": RunOptions(**options)}
+    return found.path if found.is_file else found.name, told_of | changes
+
+
+def take(words: list[str], flag: str) -> tuple[str | None, list[str]]:
+    """Take `flag VALUE` or `flag=VALUE` out of the words."""
+    for i, word in enumerate(words):
+        if word == flag:
+            if i + 1 == len(words):
+                raise PluginError(f"{flag} needs a value")
+            return words[i + 1], words[:i] + words[i + 2 :]
+        if word.startswith(f"{flag}="):
+            return word.split("=", 1)[1], words[:i] + words[i + 1 :]
+    return None, words
 
 
 def comments(source: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ mmpre: pretrain an encoder on unlabelled data of any modality
   mmpre train RECIPE [--scale tiny]  pretrain; RECIPE is a name or a .py file; RECIPE --help lists its numbers
   mmpre resume RUN                   go on with a run that was stopped or killed
   mmpre replay RUN --step N          do a step again and compare it with the log
+  mmpre import FOLDER RECIPE         begin with the weights of a model of transformers or timm
   mmpre eval RUN                     what it learned, on held-out data, beside the same network untrained
   mmpre demo                         image-text pretraining on OpenMoji collages, from pictures to numbers
 

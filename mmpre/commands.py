@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from mmpre.plugins import PluginError, find_modality, find_recipe, names, survey
+from mmpre.plugins import PluginError, find_modality, names, survey
 
 Paths = tyro.conf.Positional[tuple[str, ...]]
 
@@ -28,7 +27,8 @@ def list_(rest: list[str]) -> None:
 
 
 def _list(as_json: bool) -> None:
-    kinds = {"recipes": "recipe", "modalities": "modality", "data sets": "data set", "benchmarks": "benchmark"}
+    kinds = {"recipes": "recipe", "modalities": "modality", "data sets": "data set", "benchmarks": "benchmark",
+             "imports": "import"}  # fmt: skip
     found: dict[str, Any] = {}
     for title, kind in kinds.items():
         good, bad = survey(kind)
@@ -57,8 +57,6 @@ def _list(as_json: bool) -> None:
 
 
 def train(rest: list[str]) -> None:
-    from mmpre import arguments
-
     if not rest or rest[0].startswith("-"):
         print("usage: mmpre train RECIPE [--scale SCALE] [--out DIR] [--any-number VALUE ...]\n\n"
               f"RECIPE is one of {', '.join(names('recipe'))}, or the path of a .py file; "
@@ -66,20 +64,32 @@ def train(rest: list[str]) -> None:
         if not rest or rest[0] not in ("-h", "--help"):
             sys.exit(2)
         return
-    found = find_recipe(rest[0])
-    scale, flags = _take(rest[1:], "--scale")
-    from mmpre.options import RunOptions
+    from mmpre.arguments import asked_of
     from mmpre.run import train as train_run
 
-    kind = arguments.recipe_class(found, scale, RunOptions)
-    scales = ", ".join(found.scales) or "none"
-    told = re.sub(r"\n+(?=\S)", "\n\n", found.doc.strip())  # tyro joins the lines of a paragraph
-    about = f"{told}\n\nScales (--scale): {scales}. Shown are the defaults of {scale or 'the paper'}."
-    asked = tyro.cli(kind, args=flags, prog=f"mmpre train {rest[0]}", description=about)
-    numbers, options = arguments.split(asked, RunOptions)
-    changes = arguments.changed(numbers, found.defaults(scale))
-    recipe = found.path if found.is_file else found.name
-    train_run(recipe, scale=scale, out=asked.out, options=RunOptions(**options), **changes)
+    recipe, asked = asked_of(rest, "mmpre train")
+    train_run(recipe, **asked)
+
+
+def import_(rest: list[str]) -> None:
+    if len(rest) < 2 or any(word.startswith("-") for word in rest[:2]):
+        print("usage: mmpre import FOLDER RECIPE [--scale SCALE] [--out RUN] [--any-number VALUE ...]\n\n"
+              "FOLDER is a model of transformers or timm: config.json and safetensors. What differs from the "
+              "recipe is told.\nWith --out, a run with its weights is written, which `mmpre resume` trains.\n"
+              "  --into NAME   the network to fill, by its name in the recipe (by default network)\n"
+              "  --role NAME   the modality that it is for, where the recipe calls it otherwise")  # fmt: skip
+        if not rest or rest[0] not in ("-h", "--help"):
+            sys.exit(2)
+        return
+    from mmpre.arguments import asked_of, take
+    from mmpre.imported_run import import_model
+
+    folder, *words = rest
+    into, words = take(words, "--into")
+    role, words = take(words, "--role")
+    recipe, asked = asked_of(words, "mmpre import FOLDER")
+    report = import_model(folder, recipe, into=into or "network", role=role, **asked)
+    print("\n".join(report.lines()))
 
 
 def resume(rest: list[str]) -> None:
@@ -88,7 +98,7 @@ def resume(rest: list[str]) -> None:
         sidecar: str | None = None, valid_sidecar: str | None = None, parallel: str | None = None,
         workers: int | None = None, threads: int | None = None, save_every: int | None = None, keep: int | None = None,
         log_every: int | None = None, max_holes: float | None = None, max_skipped: int | None = None,
-        max_unsaved: int | None = None, hang_seconds: float | None = None,
+        max_unsaved: int | None = None, hang_seconds: float | None = None, log_to: str | None = None,
     ) -> None:  # fmt: skip
         """Go on with a run from its newest valid checkpoint.
 
@@ -108,6 +118,7 @@ def resume(rest: list[str]) -> None:
             max_skipped: Skipped steps in a row past which the run stops.
             max_unsaved: Saves that fail in a row past which the run stops.
             hang_seconds: Without a sign of life after which the run ends itself.
+            log_to: Also to tensorboard, wandb or trackio, with commas between them.
         """
         from mmpre.run import resume as resume_run
 
@@ -380,39 +391,16 @@ def tokenizer(rest: list[str]) -> None:
     tyro.cli(go, args=rest, prog="mmpre data tokenizer")
 
 
-def _take(words: list[str], flag: str) -> tuple[str | None, list[str]]:
-    """Take `flag VALUE` or `flag=VALUE` out of the words."""
-    for i, word in enumerate(words):
-        if word == flag:
-            if i + 1 == len(words):
-                raise PluginError(f"{flag} needs a value")
-            return words[i + 1], words[:i] + words[i + 2 :]
-        if word.startswith(f"{flag}="):
-            return word.split("=", 1)[1], words[:i] + words[i + 1 :]
-    return None, words
-
-
 def _json(told: Any) -> str:
     return json.dumps(told, indent=2, default=lambda one: dataclasses.asdict(one))
 
 
 Command = Callable[[list[str]], int | None]
 TOP: dict[str, Command] = {
-    "list": list_,
-    "train": train,
-    "resume": resume,
-    "replay": replay,
-    "eval": eval_,
-    "demo": demo,
+    "list": list_, "train": train, "resume": resume, "replay": replay, "import": import_, "eval": eval_, "demo": demo,
     "bench": bench,
-}
+}  # fmt: skip
 DATA: dict[str, Command] = {
-    "list": data_list,
-    "build": build,
-    "pack": pack,
-    "index": index,
-    "inspect": inspect,
-    "tokenizer": tokenizer,
-    "derive": derive,
-    "cache": cache,
-}
+    "list": data_list, "build": build, "pack": pack, "index": index, "inspect": inspect, "tokenizer": tokenizer,
+    "derive": derive, "cache": cache,
+}  # fmt: skip

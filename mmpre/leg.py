@@ -19,6 +19,7 @@ from mmpre.data.mixture import Mixture
 from mmpre.data.prefetch import LoadingError, Prefetch
 from mmpre.data.units import Units
 from mmpre.guard import SpikeGuard
+from mmpre.imports import start_of
 from mmpre.loop import Context, Step, held_out, steps
 from mmpre.metrics import MetricsWriter
 from mmpre.options import RunOptions
@@ -116,6 +117,8 @@ class Leg:
         starts, before = list(self.stage.start), []
         if self.number:
             before = self.session.recipe.averages(self.number - 1)
+        elif self.options.init:
+            starts.append(start_of(self.options.init))
         for line in begin(starts, self.module, self.averages, before):
             self.session.progress.say(line)
         if self.stage.carry.optimizer and moments is not None:
@@ -236,6 +239,8 @@ class Leg:
     def _save(self, step: int, *, must: bool) -> None:
         """Save; a failure is told and the run goes on, unless it ends here or too many failed in a row."""
         self.session.watchdog.phase("save", self.before + step)
+        if self.session.metrics and self.session.metrics.also:
+            self.session.metrics.also.flush()
         self.processes.barrier()
         problem = None
         # where parameters are shared out, every process takes part in putting them together

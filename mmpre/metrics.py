@@ -7,16 +7,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmpre.loggers import Loggers
+
 
 class MetricsWriter:
     """Appends lines, each in one write. A resumed run first drops the lines of steps that it will do again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.also: Loggers | None = None  # which every line is handed on to
 
     def write(self, line: Mapping[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+        if self.also is not None:
+            self.also.write(line)
+
+    def written(self) -> set[tuple[int, bool]]:
+        """Which lines there are: steps, each with whether it is a held-out one."""
+        return {(line["step"], "valid" in line) for line in read_metrics(self.path)} if self.path.exists() else set()
 
     def truncate_after(self, step: int, *, held_out: bool = True) -> None:
         """Keep the lines up to a step, with or without the held-out losses after it; a line that was cut by a kill goes

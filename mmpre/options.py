@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from mmpre.loggers import unknown
+
 KINDS = ("auto", "sum", "ddp", "fsdp")
 
 
@@ -9,12 +11,13 @@ KINDS = ("auto", "sum", "ddp", "fsdp")
 class RunOptions:
     """How a run is carried out, whatever the recipe.
 
-    Of these, only `seed`, `precision`, `spike` and `exact` change results, and in exact mode `threads`: a sum that is
-    split over more threads is rounded otherwise. Without exact mode, `threads`, `parallel` and the number of processes
-    change how sums are rounded.
+    Of these, only `seed`, `init`, `precision`, `spike` and `exact` change results, and in exact mode `threads`: a sum
+    that is split over more threads is rounded otherwise. Without exact mode, `threads`, `parallel` and the number of
+    processes change how sums are rounded.
     """
 
     seed: int = 0  # of the data order, masks, initial weights and dropout
+    init: str | None = None  # folder to start the network from: of transformers, timm (safetensors), or a run
     precision: str = "fp32"  # fp32, or bf16 for autocast
     exact: bool = False  # add gradients in float64: bit-equal results for any number of processes
     parallel: str = "auto"  # how processes join gradients: sum, ddp, fsdp (shares parameters out), auto (ddp on CUDA)
@@ -23,6 +26,7 @@ class RunOptions:
     save_every: int = 500  # steps between checkpoints
     keep: int = 2  # checkpoints kept, beside the best one
     log_every: int = 10  # steps between logged steps
+    log_to: str = ""  # also to tensorboard, wandb or trackio, with commas between them
     max_holes: float = 0.05  # share of unusable samples past which the run stops
     max_skipped: int = 20  # skipped steps in a row (not finite, or spikes) past which the run stops
     max_unsaved: int = 3  # saves that fail in a row past which the run stops
@@ -48,8 +52,14 @@ class RunOptions:
                 problems.append(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.max_holes <= 1:
             problems.append(f"max_holes must lie between 0 and 1, got {self.max_holes}")
+        problems += unknown(self.loggers)
         if problems:
             raise ValueError("RunOptions: " + "; ".join(problems))
+
+    @property
+    def loggers(self) -> list[str]:
+        """The names in `log_to`."""
+        return [name.strip() for name in self.log_to.split(",") if name.strip()]
 
     @property
     def arithmetic_threads(self) -> int | None:

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 GROUPS = {"recipe": "mmpre.recipes", "modality": "mmpre.modalities", "data set": "mmpre.data_sets",
-          "benchmark": "mmpre.benchmarks"}  # fmt: skip
+          "benchmark": "mmpre.benchmarks", "import": "mmpre.imports"}  # fmt: skip
 
 
 class PluginError(ValueError):

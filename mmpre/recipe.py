@@ -12,6 +12,7 @@ from mmpre.data.mixture import Source, sources
 from mmpre.data.order import permute
 from mmpre.draw import hashed
 from mmpre.evaluation.results import Evaluation
+from mmpre.modality import Reader
 from mmpre.objectives.protocol import InBatch, Objective
 from mmpre.optim import Optimizer
 from mmpre.schedules import BatchRamp
@@ -33,6 +34,12 @@ class Task:
     objective: Objective | InBatch
     ratio: int = 1
     held_out: View | Mapping[str, View] | None = None
+
+    @property
+    def readers(self) -> list[Reader]:
+        """What reads the rows of this task, in each of its views."""
+        views = [self.view] if isinstance(self.view, View) else list(self.view.values())
+        return [reader for view in views for reader in {**self.objective.readers, **view.readers}.values()]
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ checkpoints/    step-00001234/ with safetensors and JSON, never pickles
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -30,6 +30,7 @@ from mmpre.draw import hashed
 from mmpre.gradients import Root
 from mmpre.leg import STATE, Leg, Session, global_step
 from mmpre.lock import LockedError, RunLock
+from mmpre.loggers import Loggers
 from mmpre.metrics import MetricsWriter
 from mmpre.options import RunOptions
 from mmpre.peers import check_alike, digest_of_code, digest_of_weights, first_cause
@@ -61,15 +62,21 @@ def train(
     out = Path(out) if out else Path("runs") / f"{found.name}-{scale or 'paper'}-{datetime.now():%Y%m%d-%H%M%S}"
     if (out / "run.json").exists():
         raise RunError(f"{out} already holds a run; continue it with `mmpre resume {out}`, or give another --out")
-    record = {
+    return _carry_out(out, new_record(found, scale, chosen, options), found, options, fresh=True)
+
+
+def new_record(
+    found: LoadedRecipe, scale: str | None, numbers: Mapping[str, Any], options: RunOptions
+) -> dict[str, Any]:
+    """What run.json says of a run from its start on."""
+    return {
         "format": FORMAT,
         "recipe": {"name": found.name, "digest": found.digest, "file": str(found.path) if found.is_file else None},
         "scale": scale,
-        "numbers": chosen,
+        "numbers": dict(numbers),
         "options": asdict(options),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return _carry_out(out, record, found, options, fresh=True)
 
 
 def resume(run: Path | str, **changes: Any) -> Path:
@@ -80,7 +87,7 @@ def resume(run: Path | str, **changes: Any) -> Path:
     """
     run = Path(run)
     record = open_record(run)
-    results = {"seed", "precision", "exact", "spike"} | ({"threads"} if record["options"]["exact"] else set())
+    results = {"seed", "precision", "exact", "spike", "init"} | ({"threads"} if record["options"]["exact"] else set())
     fixed = results & {k for k, v in changes.items() if v != record["options"].get(k)}
     if fixed:
         raise RunError(
@@ -124,10 +131,11 @@ class Run:
 
     def untrained(self) -> Recipe:
         """The recipe with the weights that it draws before anything is put in their place."""
-        return _build(self.found, self.record["numbers"], self.record["options"]["seed"])
+        return build(self.found, self.record["numbers"], self.record["options"]["seed"])
 
 
-def _build(found: LoadedRecipe, numbers: Mapping[str, Any], seed: int) -> Recipe:
+def build(found: LoadedRecipe, numbers: Mapping[str, Any], seed: int) -> Recipe:
+    """A recipe with the weights that a seed draws."""
     torch.manual_seed(hashed(seed, "weights"))
     recipe = found.function(**numbers)
     if not isinstance(recipe, Recipe):
@@ -152,18 +160,18 @@ def _carry_out(out: Path, record: dict[str, Any], found: LoadedRecipe, options: 
         die_with_parent()
     processes = Processes.start(options.hang_seconds + 60 if options.hang_seconds else NEVER_SECONDS)
     try:
-        recipe = _build(found, record["numbers"], options.seed)
+        recipe = build(found, record["numbers"], options.seed)
         for stage in recipe.stages:
             check_world(stage.micro_batches, processes.world)
         with _alone(out, processes), first_cause(out, processes):
             data, valid = _open_data(recipe)
             told = [units.describe() for units in data]
             _check_processes(record, found, told, recipe, processes)
-            if fresh:
+            if fresh or "data" not in record:  # without data: weights that were imported
                 begin(out, record, found, told, processes)
             else:
                 take_up(out, record, told, processes)
-            _train_stages(out, recipe, data, valid, options, processes, fresh)
+            _train_stages(out, record, recipe, data, valid, options, processes, fresh)
     finally:
         processes.stop()
         torch.set_num_threads(threads)
@@ -220,8 +228,8 @@ def _open_sources(stage: Stage) -> Mixture:
 
 
 def _train_stages(
-    out: Path, recipe: Recipe, data: Sequence[Mixture], valid: Sequence[Units | None], options: RunOptions,
-    processes: Processes, fresh: bool,
+    out: Path, record: Mapping[str, Any], recipe: Recipe, data: Sequence[Mixture], valid: Sequence[Units | None],
+    options: RunOptions, processes: Processes, fresh: bool,
 ) -> None:  # fmt: skip
     """Restore the newest checkpoint and train from there to the end, or to a signal."""
     module = recipe.module().to(processes.device)
@@ -239,22 +247,26 @@ def _train_stages(
         more = {name: saved.state[name] for name in ("best", "skipped", "skipped_in_a_row", "held_out_due", "guard")}
         ledger.load_state(saved.state["ledger"])
     metrics = MetricsWriter(out / "metrics.jsonl") if processes.rank == 0 else None
+    first, told = global_step(recipe, number, step), metrics.written() if metrics and options.loggers else set()
     if metrics:
         checkpoint.sweep(out / "checkpoints")
         held_out = not more.get("held_out_due", False)
-        metrics.truncate_after(global_step(recipe, number, step) - 1, held_out=held_out)
-        ledger.truncate_after(global_step(recipe, number, step) - 1)
+        metrics.truncate_after(first - 1, held_out=held_out)
+        ledger.truncate_after(first - 1)
     if number >= len(recipe.stages):
         if metrics:
             print(f"{out} is finished: nothing left to train")
         return
     if metrics and not fresh:
-        restart(out, step=global_step(recipe, number, step), processes=processes)
+        restart(out, step=first, processes=processes)
     with (
+        closing(Loggers(options.loggers if metrics else (), out, record, first=first, told=told)) as loggers,
         Stopper(among=processes.world > 1) as stopper,
         Watchdog(options.hang_seconds, out, processes.rank, signs) as watchdog,
         Progress(sum(stage.steps for stage in recipe.stages), out, quiet=processes.rank > 0) as progress,
     ):
+        if metrics:
+            metrics.also = loggers
         session = Session(
             checkpoints=out / "checkpoints", options=options, recipe=recipe, module=module, root=Root(module),
             processes=processes,
@@ -278,6 +290,6 @@ def open_units(stage: Stage, urls: Sequence[str], sidecar: str | None, *, what: 
     if not urls:
         raise RunError(f"no shards: give the recipe's `{what}` (on the command line: --{what} SHARD ...)")
     shards = open_shards(urls)
-    readers = [reader for task in stage.tasks for reader in task.objective.readers.values()]
+    readers = [reader for task in stage.tasks for reader in task.readers]
     sidecars = [Sidecar(Path(sidecar), shards)] if sidecar else []
     return measure(Units(ShardReader(shards), sidecars), readers, shards.cache)

@@ -127,19 +127,41 @@ class SinCos(nn.Module):
         return place_ND.masked_fill((tokens.special_N >= 0)[:, None], 0.0)
 
 
+class LearnedGrid(nn.Module):
+    """A learned vector for each place of a grid of one size, as in ViT; 0 for [CLS], which has a vector of its own."""
+
+    def __init__(self, width: int, rows: int, columns: int) -> None:
+        super().__init__()
+        self.rows, self.columns = rows, columns
+        self.table_PD = nn.Parameter(torch.empty(rows * columns, width))
+        nn.init.normal_(self.table_PD, std=0.02)
+
+    def forward(self, tokens: Tokens) -> Float[Tensor, "N D"]:
+        row_N, column_N = tokens["position"].unbind(1)
+        outside_N = (row_N >= self.rows) | (column_N >= self.columns)
+        if outside_N.device.type == "cpu" and outside_N.any():  # elsewhere the lookup fails, without the numbers
+            raise ValueError(
+                f"LearnedGrid: positions reach to {self.rows} x {self.columns} patches, a picture has "
+                f"{int(row_N.max()) + 1} x {int(column_N.max()) + 1}; let the reader cut squares of one size"
+            )
+        place_N = torch.where(outside_N, len(self.table_PD), row_N * self.columns + column_N)
+        return F.embedding(place_N, self.table_PD).masked_fill((tokens.special_N >= 0)[:, None], 0.0)
+
+
 class ImagePatches(nn.Module):
     """W patch + b + position, where a replaced patch is a learned vector, and [CLS] another one without a position.
 
-    Pixels are normalised by ImageNet's mean and deviation of each channel.
+    Pixels are normalised by ImageNet's mean and deviation of each channel. `places` gives the positions, by default
+    fixed ones (`SinCos`).
     """
 
-    def __init__(self, reader: ImageReader, *, width: int) -> None:
+    def __init__(self, reader: ImageReader, *, width: int, places: nn.Module | None = None) -> None:
         super().__init__()
         self.reader, size = reader, 3 * reader.patch_px**2
         self.project = nn.Linear(size, width)
         self.cls_D = nn.Parameter(torch.empty(width))
         self.mask_D = nn.Parameter(torch.empty(width))
-        self.places = SinCos(width, reader.max_patches)
+        self.places = places or SinCos(width, reader.max_patches)
         mean_E, deviation_E = (torch.tensor(one).repeat(size // 3) for one in (MEAN, DEVIATION))
         self.register_buffer("scale_E", 1 / (255 * deviation_E), persistent=False)
         self.register_buffer("shift_E", -mean_E / deviation_E, persistent=False)

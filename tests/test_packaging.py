@@ -67,3 +67,14 @@ def test_every_folder_of_python_files_is_packaged():
     folders = {p.parent for top in ("mmpre", "modalities", "recipes", "data_tools") for p in (ROOT / top).rglob("*.py")}
     names = {".".join(f.relative_to(ROOT).parts) for f in folders}
     assert {n if n.startswith("mmpre") else f"mmpre.{n}" for n in names} == listed
+
+
+def test_every_entry_point_that_is_announced_is_there():
+    import tomllib
+    from importlib import import_module
+
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    assert groups["mmpre.imports"]
+    for points in groups.values():
+        for value in points.values():
+            import_module(value)

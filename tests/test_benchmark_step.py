@@ -1,0 +1,45 @@
+"""The benchmark of one step: it is the recipe's own step, and its counts of parameters are right."""
+
+import pytest
+
+from mmpre.benchmark import Settings
+from mmpre.plugins import find_recipe
+from mmpre.recipes.benchmarks.step import CASES, Case, Made, measure, run
+
+SMALL = {
+    "bert": dict(width=32, depth=1, heads=2, length=12),
+    "uniter": dict(width=32, depth=1, heads=2, length=12, positions=12, regions=4, features=8, classes=5),
+    "mae": dict(
+        width=32, depth=1, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2, patch_px=16, side_px=32
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_step_is_made_and_its_parameters_are_told_by_part(name):
+    vocabulary = 0 if name == "mae" else 90
+    case = Case(name, "base", vocabulary, rows=3, stated=2.0, counts="encoder", numbers=SMALL[name])
+    turn = measure(case, 2)
+    assert turn.amount == 2 and turn.seconds > 0 and turn.peak_bytes > 50_000_000
+    more = dict(turn.more)
+    longest = {"bert": 36, "uniter": 48, "mae": 6}[name]  # of MAE's patches a quarter is left, with [CLS]
+    assert more["tokens"] == longest
+    assert more["encoder M"] == pytest.approx(12 * 32**2 / 1e6, rel=0.1)
+    assert more["all M"] == pytest.approx(more["modalities M"] + more["encoder M"] + more["rest M"])
+    assert more["paper M"] == 2.0
+
+
+def test_cases_name_recipes_and_scales_that_exist_and_base_is_the_default(monkeypatch):
+    for case in CASES:
+        assert case.scale in find_recipe(case.recipe).scales
+    monkeypatch.setattr("mmpre.recipes.benchmarks.step.take_turns", lambda *arguments: {"mmpre": []})
+    assert [made.title for made in run(Settings())] == ["bert base, 4 rows", "uniter base, 4 rows", "mae base, 16 rows"]
+    assert [made.title for made in run(Settings(cases="bert large"))] == ["bert large, 2 rows"]
+
+
+def test_a_reader_that_nothing_makes_samples_for_is_named():
+    class Smell:
+        suffixes = ("smell",)
+
+    with pytest.raises(ValueError, match="nothing makes up samples for a Smell"):
+        Made({"nose": Smell()}, 2).sample(0)
