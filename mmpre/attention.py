@@ -130,7 +130,7 @@ class Plan:
         return [(n, m) for rows, n, m in self.groups for _ in range(rows)]
 
     @cached_property
-    def starts(self) -> tuple[tuple[Int[Tensor, "B+1"], int], ...]:
+    def starts(self) -> tuple[tuple[Int[Tensor, "_"], int], ...]:
         """Where each row starts and the last one ends, on the device, and the longest: what varlen attention reads.
 
         Once for the tokens, once for what they read.
