@@ -203,6 +203,15 @@ def test_gzip_is_read_in_parts_and_never_beyond_the_limit(monkeypatch):
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize("data", [b"ACGT\nAC\n", gzip.compress(b"ACGTAC")])
+def test_a_member_of_letters_alone_is_one_record(data):
+    made = sample(data=data, kind="dna")
+    assert DnaReader().place(made) == (made.key, 0, 6)
+    assert DnaReader().letters(DnaReader().tokenize(made, DRAW)) == "ACGTAC"
+    with pytest.raises(BadMember, match="there is no letter in it"):
+        DnaReader().windows(sample(data=b" \n", kind="dna"))
+
+
 def test_windows_line_ends_and_names_of_records():
     made = sample(data=b"\r\n>one two\r\nAC\r\nGT\r\n>three\r\nGG\r\n", window=1)
     assert DnaReader().place(made) == ("three", 0, 2)
