@@ -25,6 +25,7 @@ mmpre: pretrain an encoder on unlabelled data of any modality
   mmpre data tokenizer SHARD ...     train a tokenizer on their texts
 
   mmpre bench [NAME ...]             speed, side by side with what people use
+  mmpre new-modality NAME            a modality of your own to start from, in one file, with its test
 
 Every command answers --help. Problems end with exit code 2, and nothing that was done is lost."""
 

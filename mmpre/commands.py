@@ -391,6 +391,22 @@ def tokenizer(rest: list[str]) -> None:
     tyro.cli(go, args=rest, prog="mmpre data tokenizer")
 
 
+def new_modality(rest: list[str]) -> None:
+    def go(name: tyro.conf.Positional[str], out: Path = Path()) -> None:
+        """Write a modality of your own to start from, NAME.py, and its test, which passes as it is.
+
+        Args:
+            name: What it is called, as a Python module: wrist_motion.
+            out: Folder for the two files.
+        """
+        from mmpre.new_modality import NEXT, new_modality
+
+        module, test = new_modality(name, out)
+        print(NEXT.format(module=module, test=test))
+
+    tyro.cli(go, args=rest, prog="mmpre new-modality")
+
+
 def _json(told: Any) -> str:
     return json.dumps(told, indent=2, default=lambda one: dataclasses.asdict(one))
 
@@ -399,6 +415,7 @@ Command = Callable[[list[str]], int | None]
 TOP: dict[str, Command] = {
     "list": list_, "train": train, "resume": resume, "replay": replay, "import": import_, "eval": eval_, "demo": demo,
     "bench": bench,
+    "new-modality": new_modality,
 }  # fmt: skip
 DATA: dict[str, Command] = {
     "list": data_list, "build": build, "pack": pack, "index": index, "inspect": inspect, "tokenizer": tokenizer,

@@ -1,0 +1,142 @@
+"""One loading worker's speed at turning shards into tokens, against the bare libraries in a plain loop.
+
+Recordings (3 s, FLAC at 44.1 kHz, generated) to normalised and stacked mel frames:
+
+    mmpre           from the shard to tokens
+    torchaudio      webdataset, soundfile, torchaudio's resampling and Kaldi frames; nothing is checked
+    transformers    the same up to 16 kHz, then its SeamlessM4TFeatureExtractor
+
+Windows of 1,020 bases (of 65,536-base members, generated) to 6-mers side by side:
+
+    mmpre           from the shard to tokens, with repeats and places
+    transformers    the letters are in memory already; EsmTokenizer, as the Nucleotide Transformer's
+"""
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+from itertools import cycle, product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+
+from mmpre.benchmark import Comparison, Settings, Turn
+from mmpre.data.audio import Audio
+from mmpre.data.index import open_shards
+from mmpre.data.shards import ShardReader, shard_writer
+from mmpre.data.units import Units, measure
+from mmpre.draw import Draw
+from mmpre.modalities.dna import DnaReader, Kmers
+from mmpre.modalities.speech import FbankReader
+from mmpre.modality import Reader
+from mmpre.recipes.benchmarks.harness import serve, take_turns, timed
+
+description = "one loading worker on recordings and genomes, against torchaudio and transformers"
+
+RATE_HZ, SECONDS, RECORDINGS, BASES, MEMBERS = 44_100, 3, 48, 65_536, 4
+
+
+def run(settings: Settings) -> Iterator[Comparison]:
+    cases = {"recordings": write_recordings, "genomes": write_genomes}
+    for title, write in cases.items():
+        if settings.cases not in title:
+            continue
+        with TemporaryDirectory() as folder:
+            write(Path(folder))
+            names = [name.split()[1] for name in CONTENDERS if name.startswith(title)]
+            given = {"data": folder, "steps": settings.steps or 300}
+            turns = take_turns(__spec__.name, [f"{title} {name}" for name in names], given, settings, title)
+            turns = {name.split()[1]: found for name, found in turns.items()}
+            yield Comparison(title=title, unit="rows", turns=turns, about={"threads": 1, **given})
+
+
+def write_recordings(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    with shard_writer(folder, prefix="sounds") as sink:
+        for i in range(RECORDINGS):
+            time_T, file = np.arange(RATE_HZ * SECONDS) / RATE_HZ, io.BytesIO()
+            wave_T = 0.3 * np.sin(2 * np.pi * rng.uniform(100, 900) * time_T) + rng.normal(0, 0.02, len(time_T))
+            soundfile.write(file, wave_T, RATE_HZ, format="FLAC")
+            sink.write({"__key__": f"sound{i:03d}", "flac": file.getvalue()})
+
+
+def write_genomes(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    with shard_writer(folder, prefix="genomes") as sink:
+        for i in range(MEMBERS):
+            sink.write({"__key__": f"genome{i}", "dna": rng.choice(list("ACGTacgt"), BASES).astype("S1").tobytes()})
+
+
+def ours(reader: Reader, data: str, steps: int) -> Turn:
+    """Units in a scattered order, as in training."""
+    torch.set_num_threads(1)
+    units = measure(Units(ShardReader(open_shards(data))), [reader], Path(data))
+    order = np.random.default_rng(0).permutation(len(units)).tolist()
+    draw = Draw.row(0, 0, 0, epoch=0, unit=0)
+    return timed(each(lambda unit: reader.tokenize(units.sample(unit), draw), cycle(order)), warmup=20, count=steps)
+
+
+def each(work: Callable[[Any], object], rows: Iterable[Any]) -> Iterator[int]:
+    for row in rows:
+        work(row)
+        yield 1
+
+
+def recordings(data: str) -> Iterator[torch.Tensor]:
+    """Waveforms at 16 kHz, as one would read them without mmpre."""
+    import torchaudio
+    import webdataset
+
+    torch.set_num_threads(1)
+    resample = torchaudio.transforms.Resample(RATE_HZ, 16_000)
+    for _ in cycle([0]):
+        for sample in webdataset.WebDataset(sorted(map(str, Path(data).glob("*.tar"))), shardshuffle=False):
+            wave_T, _ = soundfile.read(io.BytesIO(sample["flac"]), dtype="float32")
+            yield resample(torch.from_numpy(wave_T))
+
+
+def torchaudio_frames(data: str, steps: int) -> Turn:
+    from torchaudio.compliance import kaldi
+
+    def frames(wave_T: torch.Tensor) -> torch.Tensor:
+        frame_FE = kaldi.fbank(wave_T[None] * 2**15, num_mel_bins=80, sample_frequency=16_000)
+        frame_FE = (frame_FE - frame_FE.mean(0)) / (frame_FE.var(0) + 1e-7).sqrt()
+        return frame_FE[: len(frame_FE) // 2 * 2].reshape(-1, 160)
+
+    return timed(each(frames, recordings(data)), warmup=20, count=steps)
+
+
+def transformers_frames(data: str, steps: int) -> Turn:
+    from transformers import SeamlessM4TFeatureExtractor
+
+    extract = SeamlessM4TFeatureExtractor()
+    frames = each(lambda wave_T: extract(wave_T.numpy(), sampling_rate=16_000), recordings(data))
+    return timed(frames, warmup=20, count=steps)
+
+
+def transformers_words(data: str, steps: int) -> Turn:
+    from transformers import EsmTokenizer
+
+    vocabulary = Path(data) / "vocabulary.txt"
+    words = ["<unk>", "<pad>", "<mask>", "<cls>", *map("".join, product("ATCG", repeat=6)), *"ATCGN"]
+    vocabulary.write_text("\n".join(words))
+    tokenizer = EsmTokenizer(str(vocabulary), eos_token=None)
+    reader = ShardReader(open_shards(data))
+    letters = [reader.read(i)["dna"].decode().upper() for i in range(MEMBERS)]
+    windows = [one[i : i + 1020] for one in letters for i in range(0, BASES, 1020)]
+    return timed(each(tokenizer, cycle(windows)), warmup=20, count=steps)
+
+
+CONTENDERS = {
+    "recordings mmpre": lambda **given: ours(FbankReader(Audio(windowed=True)), **given),
+    "recordings torchaudio": torchaudio_frames,
+    "recordings transformers": transformers_frames,
+    "genomes mmpre": lambda **given: ours(DnaReader(Kmers(6), length=1020), **given),
+    "genomes transformers": transformers_words,
+}
+
+if __name__ == "__main__":
+    serve(CONTENDERS)

@@ -1,0 +1,52 @@
+"""The benchmark of readers: all contenders make the same tokens, and a comparison comes out."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmpre.benchmark import Settings
+from mmpre.data.index import open_shards
+from mmpre.data.shards import ShardReader
+from mmpre.data.units import Units
+from mmpre.draw import Draw
+from mmpre.modalities.dna import DnaReader, Kmers
+from mmpre.recipes.benchmarks import readers
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("recordings", "genomes")}
+    readers.write_recordings(folders["recordings"])
+    readers.write_genomes(folders["genomes"])
+    return folders
+
+
+def test_all_contenders_count_rows(data):
+    for name, contender in readers.CONTENDERS.items():
+        turn = contender(data=str(data[name.split()[0]]), steps=3)
+        assert turn.amount == 3 and turn.seconds > 0
+
+
+def test_the_plain_loop_reads_the_sounds_that_ours_does(data):
+    units = Units(ShardReader(open_shards(data["recordings"])))
+    for i, wave_T in enumerate(itertools.islice(readers.recordings(str(data["recordings"])), 3)):
+        ours_T = readers.Audio().wave(units.sample(i))
+        torch.testing.assert_close(wave_T[: len(ours_T)], ours_T)
+
+
+def test_the_words_of_transformers_are_ours(data):
+    from transformers import EsmTokenizer
+
+    readers.transformers_words(str(data["genomes"]), 1)
+    tokenizer = EsmTokenizer(str(Path(data["genomes"]) / "vocabulary.txt"), eos_token=None)
+    reader, unit = DnaReader(Kmers(6), length=1019), Units(ShardReader(open_shards(data["genomes"]))).sample(0)
+    tokens = reader.tokenize(unit, Draw.row(0, 0, 0, epoch=0, unit=0))
+    theirs = tokenizer.convert_ids_to_tokens(tokenizer(reader.letters(tokens))["input_ids"])
+    assert theirs[1:] == [reader.cutter.letters([i]) for i in tokens["ids"][1:-1].tolist()]
+
+
+def test_a_comparison_is_made_of_the_case_that_is_asked_for():
+    (comparison,) = readers.run(Settings(repeats=1, threads=1, steps=2, cases="genomes"))
+    assert comparison.ours == "mmpre" and list(comparison.turns) == ["mmpre", "transformers"]
