@@ -4,7 +4,6 @@ mmpre train ./wrist_motion.py --data shards/train --valid shards/valid --out run
 mmpre eval run --data shards/test
 Data: package `seglearn` (BSD), 140 recordings of 7 shoulder exercises by 10 people; nobody stands in two splits.
 """
-# N tokens of the packed batch, n of one row, T samples, E numbers of a token, B rows, D width
 
 import io
 import pickle
@@ -20,7 +19,7 @@ from mmpre.data.index import open_shards
 from mmpre.data.sample import BadMember
 from mmpre.data.shards import ShardReader, shard_writer
 from mmpre.data.units import Units
-from mmpre.data_tools.packages import find
+from mmpre.data_tools.packages import Pip, unpacked
 from mmpre.draw import Draw
 from mmpre.encoder import vit_encoder
 from mmpre.evaluation.results import mean
@@ -45,15 +44,16 @@ class NumbersOnly(pickle.Unpickler):  # a pickle may run code, unless nothing bu
 
 
 def build(out: Path, *, source: Path | None = None, fetch: bool = False) -> Path:  # 5 s as npy, the exercise as cls
-    with (find("seglearn", "seglearn", source=source, fetch=fetch) / "data" / "watch_dataset.npy").open("rb") as file:
-        np.lib.format.read_magic(file), np.lib.format.read_array_header_1_0(file)
-        watch = NumbersOnly(file, encoding="latin1").load().item()
+    with unpacked(Pip("seglearn", "1.2.5", "seglearn"), source=source, fetch=fetch) as (got,):
+        file = io.BytesIO((got.folder / "data/watch_dataset.npy").read_bytes())
+    np.lib.format.read_magic(file), np.lib.format.read_array_header_1_0(file)
+    watch = NumbersOnly(file, encoding="latin1").load().item()
     for split, people in SPLITS.items():
         with shard_writer(out / split, prefix=split) as sink:
             for i in np.flatnonzero(np.isin(watch["subject"], people)):
                 for start in range(0, len(watch["X"][i]) - WINDOW + 1, WINDOW // 2):
-                    np.save(file := io.BytesIO(), watch["X"][i][start : start + WINDOW].astype(np.float32))
-                    sink.write({"__key__": f"{i}-{start}", "npy": file.getvalue(), "cls": str(watch["y"][i])})
+                    np.save(data := io.BytesIO(), watch["X"][i][start : start + WINDOW].astype(np.float32))
+                    sink.write({"__key__": f"{i}-{start}", "npy": data.getvalue(), "cls": str(watch["y"][i])})
     return out
 
 
