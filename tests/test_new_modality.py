@@ -31,9 +31,8 @@ def test_what_is_written_is_clean_and_its_own_test_passes(name, tmp_path, monkey
     assert f"pytest test_{name}.py" in capsys.readouterr().out
     written = (tmp_path / f"{name}.py").read_text() + (tmp_path / f"test_{name}.py").read_text()
     assert "ripples" not in written.lower()
-    (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
     # the order of imports depends on the name
-    command = [sys.executable, "-m", "ruff", "check", "--ignore", "I001", "."]
+    command = [sys.executable, "-m", "ruff", "check", "--config", str(ROOT / "pyproject.toml"), "--ignore", "I001", "."]
     lint = subprocess.run(command, capture_output=True, text=True)
     assert lint.returncode == 0, lint.stdout
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"test_{name}.py"]
