@@ -52,10 +52,11 @@ def outcomes() -> dict[str, Outcome]:
             words = ("--hang-seconds", LIMIT)
             with start(run, shards, *words, breaks=breaks, processes=processes, workers=workers) as tree:
                 tree.until(lambda run=run: step_of(run) >= 5, seconds=120)
-                begun, wall, code = time.monotonic(), time.time(), None
+                begun, code = time.monotonic(), None
                 while time.monotonic() < begun + 4 * LIMIT and (code := tree.process.poll()) is None:
                     time.sleep(0.02)
-                seconds = time.monotonic() - begun
+                wall = (run / "metrics.jsonl").stat().st_mtime  # the last step that was done: since then it is broken
+                seconds = time.time() - wall
                 notes = sorted(run.glob("hang-*"), key=lambda path: path.stat().st_mtime)
                 noted = notes[0].stat().st_mtime - wall if notes else None
                 told = "".join(path.read_text() for path in notes)

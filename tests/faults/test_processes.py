@@ -76,8 +76,8 @@ def test_a_process_that_takes_another_path_ends_the_run_in_bounded_time(melodies
     run = tmp_path / "path"
     with start(run, melodies, "--hang-seconds", HANG, breaks="other-path@6/1", processes=2) as tree:
         assert tree.wait(seconds=60) != 0
-    told = tree.output + "".join(path.read_text() for path in run.glob("hang-*"))
-    assert "step 6" in told
+    assert step_of(run) <= 6
+    assert "stopped because another process" in tree.output or "gave no sign of life" in tree.output
 
 
 WORKERS = {
@@ -125,6 +125,7 @@ def test_a_second_job_is_refused_and_processes_end_with_their_agent(melodies, un
     same(run, unbroken)
 
 
+@pytest.mark.slow
 def test_an_agents_end_before_the_first_step_ends_the_processes_too(melodies, tmp_path):
     run = tmp_path / "early"
     with start(run, melodies, breaks="slow-start@0", processes=2) as tree:
