@@ -1,4 +1,4 @@
-"""What tests check the annotated shapes of mmpre with (see addopts in pyproject.toml); other annotations they do not."""
+"""What tests check the annotated shapes of mmpre with (see addopts in pyproject.toml); no other annotations."""
 
 from collections.abc import Callable
 from typing import Any, get_args
