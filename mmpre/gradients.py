@@ -98,12 +98,13 @@ class Summed:
         if not self.exact:
             return
         for i, parameter in enumerate(self.parameters):
-            if parameter.grad is not None:
-                if i in self.sums:
-                    self.sums[i] += parameter.grad
-                else:
-                    self.sums[i] = parameter.grad.double()
-                parameter.grad = None
+            if parameter.grad is None:
+                continue
+            if i not in self.sums:
+                self.sums[i] = parameter.grad  # as it is: what is alone needs no rounding
+            else:
+                self.sums[i] = self.sums[i].double().add_(parameter.grad)
+            parameter.grad = None
 
     def finish(self) -> None:
         have = self.processes.any_of([i in self.sums or p.grad is not None for i, p in enumerate(self.parameters)])
@@ -111,8 +112,10 @@ class Summed:
         if self.exact:
             for i, parameter in trained:
                 mine = self.sums.get(i)
-                mine = torch.zeros_like(parameter, dtype=torch.float64) if mine is None else mine
-                parameter.grad = self.processes.sum(mine).to(parameter.dtype)
+                mine = torch.zeros_like(parameter) if mine is None else mine
+                if self.processes.world > 1:
+                    mine = self.processes.sum(mine.double())
+                parameter.grad = mine.to(parameter.dtype)
             self.sums.clear()
         elif self.processes.world > 1:
             sum_flat([parameter for _, parameter in trained], self.processes)

@@ -92,7 +92,7 @@ class View:
         lend: Callable[[str], Callable[[], Tokens]], draw: Draw,
     ) -> Row:  # fmt: skip
         seen = {role: untouched(tokens) for role, tokens in clean.items()}
-        masks = {n: m.of(sources[m.role]) if isinstance(m, SampleMask) else m for n, m in self.picks.items()}
+        masks = {n: m.of(sources[m.role]) if _can(m, SampleMask) else m for n, m in self.picks.items()}
         index = {name: mask(clean[mask.role], draw.child("pick", name)) for name, mask in masks.items()}
         corrupted: dict[str, str] = {}
         for name, mask in masks.items():
@@ -105,7 +105,7 @@ class View:
                     "one corruption a role and view: join the masks, or give one of them no corruption"
                 )
             corrupted[mask.role] = name
-            if isinstance(corruption, Borrower):
+            if _can(corruption, Borrower):
                 corruption = corruption.borrowing(lend(mask.role))
             seen[mask.role] = corruption(clean[mask.role], index[name], draw.child("corrupt", name))
         picked = {}
@@ -119,3 +119,14 @@ class View:
             seen={role: one.tokens for role, one in seen.items()},
             replaced={role: one.replaced_N for role, one in seen.items()},
         )  # fmt: skip
+
+
+_known: dict[tuple[type, type], bool] = {}
+
+
+def _can(one: object, what: type) -> bool:
+    """isinstance with a protocol, asked once for each class: it takes 20 microseconds, and every row asks."""
+    key = type(one), what
+    if key not in _known:
+        _known[key] = isinstance(one, what)
+    return _known[key]

@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import tokenizers
 import torch
 from jaxtyping import Bool, Float, Int
@@ -88,7 +89,8 @@ class Pieces:
     def cut(self, text: str) -> tuple[Int[Tensor, "W"], Int[Tensor, "W"]]:
         made = self.backend.encode(text, add_special_tokens=False)
         words = [-1 if word is None else word for word in made.word_ids]
-        return torch.tensor(made.ids, dtype=torch.int32), torch.tensor(words, dtype=torch.int32)
+        ids_W, word_W = (np.array(numbers, dtype=np.int32) for numbers in (made.ids, words))  # faster than torch.tensor
+        return torch.from_numpy(ids_W), torch.from_numpy(word_W)
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         return self.backend.encode(text, add_special_tokens=False).offsets
@@ -178,12 +180,12 @@ class TextReader:
     def row(self, ids_W: Int[Tensor, "W"], word_W: Int[Tensor, "W"]) -> Tokens:
         """Pieces between CLS and SEP."""
         length = len(ids_W) + 2
-        ids_N = torch.empty(length, dtype=torch.int64)
-        ids_N[0], ids_N[-1], ids_N[1:-1] = self.vocabulary.cls, self.vocabulary.sep, ids_W
-        word_N = torch.full((length,), -1)
-        word_N[1:-1] = word_W
-        special_N = torch.full((length,), -1)
+        # put together in numpy: on rows as short as these, a call costs torch ten times as much
+        ids_N, word_N, special_N = (np.full(length, -1, dtype=np.int64) for _ in range(3))
+        ids_N[0], ids_N[-1], ids_N[1:-1] = self.vocabulary.cls, self.vocabulary.sep, ids_W.numpy()
+        word_N[1:-1] = word_W.numpy()
         special_N[0], special_N[-1] = CLS, SEP
+        ids_N, word_N, special_N = map(torch.from_numpy, (ids_N, word_N, special_N))
         return Tokens.of_row(special_N, ids=ids_N, word=word_N, position=torch.arange(length))
 
     def spans(self, sample: Sample) -> list[tuple[int, int]]:

@@ -70,7 +70,7 @@ def test_one_source_streams_as_it_did_alone_whatever_it_is_called():
     for name in ("", "only"):
         stream = Stream(Mixture({name: Numbers(1009)}, [7]), 3, 1, block=4, window=16)
         assert (stream.units(positions) == plain.units(positions)).all()
-        assert [stream.epoch(p) for p in (0, 1008, 1009, 2999)] == [0, 0, 1, 2]
+        assert stream.epochs(np.array([0, 1008, 1009, 2999])) == [0, 0, 1, 2]
 
 
 def test_each_source_has_its_own_order_and_epochs_and_a_position_needs_no_other():
@@ -89,7 +89,7 @@ def test_each_source_has_its_own_order_and_epochs_and_a_position_needs_no_other(
     source, own = mixture.at(np.array([far]))
     weight = [5, 3][source[0]]
     assert own[0] == round_ * weight + (cycle([5, 3])[:place] == source[0]).sum()
-    assert stream.epoch(far) == own[0] // [50, 7][source[0]]
+    assert stream.epochs(np.array([far])) == [own[0] // [50, 7][source[0]]]
 
 
 def test_donors_come_from_the_rows_own_source():

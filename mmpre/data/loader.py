@@ -114,18 +114,19 @@ class MicroBatches:
         made: list[dict[str, Row]] = []
         holes: list[Hole] = []
         _seed_libraries(hashed(self.seed, self.stage, "libraries", slot.kind, slot.step, slot.m))
-        for position, unit in zip(positions[mine].tolist(), units[mine].tolist(), strict=True):
+        epochs = self.order.epochs(positions[mine])
+        for position, unit, epoch in zip(positions[mine].tolist(), units[mine].tolist(), epochs, strict=True):
             self.note(unit)
-            one = self._rows(slot.step, position, unit, view, readers)
+            draw = Draw.row(self.seed, self.stage, slot.step, epoch=epoch, unit=unit)
+            one = self._rows(draw, position, unit, view, readers)
             (holes if isinstance(one, Hole) else made).append(one)
         parts = [_pack(part, view) for part in _split(made, self.max_tokens)]
         return MicroBatch(slot, parts, holes, units[mine].tolist())
 
     def _rows(
-        self, step: int, position: int, unit: int, view: View | Mapping[str, View], readers: Mapping[str, Reader]
+        self, draw: Draw, position: int, unit: int, view: View | Mapping[str, View], readers: Mapping[str, Reader]
     ) -> dict[str, Row] | Hole:
         """A unit's row in each view, or the hole that it leaves."""
-        draw = Draw.row(self.seed, self.stage, step, epoch=self.order.epoch(position), unit=unit)
 
         def other(role: str, k: int) -> Sample:
             return self.units.sample(self.order.donor(position, unit, f"{role}{k}"))

@@ -197,10 +197,10 @@ class Stream:
             unit_P[mine] = order.units(own_P[mine]) + self.mixture.first[s]
         return unit_P
 
-    def epoch(self, position: int) -> int:
-        """How often the position's source was seen whole before it."""
-        source_P, own_P = self.mixture.at(np.array([position]))
-        return self.orders[int(source_P[0])].epoch(int(own_P[0]))
+    def epochs(self, position_P: Int[np.ndarray, "P"]) -> list[int]:
+        """How often each position's source was seen whole before it."""
+        source_P, own_P = self.mixture.at(position_P)
+        return [self.orders[s].epoch(own) for s, own in zip(source_P.tolist(), own_P.tolist(), strict=True)]
 
     def donor(self, position: int, unit: int, purpose: Key) -> int:
         """Another unit of the same source."""

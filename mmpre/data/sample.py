@@ -88,13 +88,14 @@ class Sample:
             if picture.width * picture.height > MAX_PIXELS:
                 size = f"{picture.width} x {picture.height}"
                 raise BadMember("picture too large", suffix, f"{size} pixels, at most {MAX_PIXELS:,} are decoded")
-            picture = ImageOps.exif_transpose(picture)
+            ImageOps.exif_transpose(picture, in_place=True)
             if picture.mode.startswith("I;16"):  # Pillow would cut, not scale, sixteen bits
                 picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
             if picture.has_transparency_data:
                 picture = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-            return picture.convert("RGB")
+            picture.load()
+            return picture if picture.mode == "RGB" else picture.convert("RGB")
         except BadMember:
             raise
         except (OSError, ValueError, SyntaxError, EOFError, struct.error, IndexError) as e:

@@ -38,6 +38,7 @@ class Units:
         self.reader, self.sidecars, self.windows = reader, tuple(sidecars), windows
         self.shards = reader.shards
         self._kept: OrderedDict[int, Sample] = OrderedDict()
+        self._kept_bytes = 0  # in self._kept
 
     def __len__(self) -> int:
         return int(self.windows[0][-1]) if self.windows else len(self.shards)
@@ -61,12 +62,13 @@ class Units:
     def sample(self, unit: int) -> Sample:
         """A unit's sample. Those cut into windows are kept for a while: their other windows come soon in the order."""
         number, window = self.place(unit)
-        if self.windows is None:
+        if self.windows is None or self.windows[0][number + 1] - self.windows[0][number] == 1:
             return self._read(number)
         if number not in self._kept:
             self._kept[number] = self._read(number)
-            while len(self._kept) > 1 and sum(map(_size, self._kept.values())) > KEPT_BYTES:
-                self._kept.popitem(last=False)
+            self._kept_bytes += _size(self._kept[number])
+            while len(self._kept) > 1 and self._kept_bytes > KEPT_BYTES:
+                self._kept_bytes -= _size(self._kept.popitem(last=False)[1])
         self._kept.move_to_end(number)
         return self._kept[number].at_window(window)
 
@@ -75,7 +77,7 @@ class Units:
         return {"fingerprint": self.shards.fingerprint, "samples": len(self.shards), "units": len(self)}
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_kept": OrderedDict()}
+        return self.__dict__ | {"_kept": OrderedDict(), "_kept_bytes": 0}
 
     def _read(self, number: int) -> Sample:
         members = self.reader.read(number)

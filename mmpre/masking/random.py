@@ -44,7 +44,9 @@ class RandomTokens:
             chance_N = chance_N[first_of_unit(tokens, self.unit)]
         chance_N = chance_N.masked_fill(tokens.special_N >= 0, NEVER)
         picked_N = chance_N < share_at("RandomTokens", "rate", self.rate, draw.step)
-        if self.at_least_one:  # the lowest is picked anyway where any is; every token is as likely to be it
+        alone = len(tokens.lengths_B) == 1
+        if self.at_least_one and not (alone and picked_N.any()):
+            # the lowest is picked anyway where any is; every token is as likely to be it
             row_N = row_numbers(tokens)
             lowest_B = chance_N.new_full((len(tokens.lengths_B),), NEVER).scatter_reduce(0, row_N, chance_N, "amin")
             picked_N = picked_N | ((chance_N == lowest_B[row_N]) & (chance_N < NEVER))

@@ -100,14 +100,15 @@ def packed(**numbers: object) -> Turn:
         return timed(tokens, warmup=case.warmup, count=case.steps, more={"padding %": 0.0})
 
 
-def training(case: Case, *, exact: bool = False, first: int = 0) -> Iterator[Step]:
-    """mmpre's own loop on the case's recipe, with one loading worker, from a step on."""
-    recipe, total = recipe_of(case), case.warmup + case.steps
+def training(case: Case, *, exact: bool = False, processes: Processes | None = None) -> Iterator[Step]:
+    """mmpre's own loop on the case's recipe, with one loading worker."""
+    recipe, total, processes = recipe_of(case), case.warmup + case.steps, processes or Processes()
     stage, module, source = recipe.stages[0], recipe.module(), source_of(case, recipe)
     optimizer = stage.optimizer.build(module.named_parameters())
-    context = Context(0, 0, Processes(), bf16=case.bf16, exact=exact)
-    with closing(load(source, slots(stage, 0, first, total + AHEAD, 0, 1), workers=1)) as batches:
-        yield from train_steps(stage, module, optimizer, batches, context, first=first, last=total)
+    context = Context(0, 0, processes, bf16=case.bf16, exact=exact)
+    order = slots(stage, 0, 0, total + AHEAD, processes.rank, processes.world)
+    with closing(load(source, order, workers=1)) as batches:
+        yield from train_steps(stage, module, optimizer, batches, context, first=0, last=total)
 
 
 def recipe_of(case: Case) -> Recipe:

@@ -63,6 +63,11 @@ def quantiles(first: int, last: int, ahead: int) -> list[float]:
     return [chosen[(step - first) % count] for step in range(last + ahead)]
 
 
+def children_peak_bytes() -> int:
+    """The most memory that one of the processes that this one has started and seen end had resident."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def peak_bytes() -> int:
     """The most memory that this process had resident so far."""
     try:  # what getrusage says may be of the process that started this one

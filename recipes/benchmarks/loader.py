@@ -23,10 +23,10 @@ from mmpre.data.loader import MicroBatches, load, slots
 from mmpre.data.shards import ShardReader, shard_writer
 from mmpre.data.units import Units, measure
 from mmpre.recipe import Stage
-from mmpre.recipes.bert import bert
 from mmpre.recipes.benchmarks.harness import serve, take_turns, timed
 from mmpre.recipes.benchmarks.pictures import write_pictures
 from mmpre.recipes.benchmarks.texts import tokenizer_of
+from mmpre.recipes.bert import bert
 from mmpre.recipes.mae import mae
 
 description = "mmpre's loader against a bare WebDataset pipeline, texts and pictures"
@@ -97,7 +97,9 @@ def stage_of(case: Case) -> Stage:
                    steps=case.warmup + case.steps + 8 * WORKERS)  # fmt: skip
     if case.tokenizer:
         return bert(tokenizer=case.tokenizer, length=LENGTH, **numbers).stages[0]
-    return mae(side_px=SIDE_PX, patch_px=PATCH_PX, decoder_width=8, decoder_depth=1, decoder_heads=1, **numbers).stages[0]
+    return mae(side_px=SIDE_PX, patch_px=PATCH_PX, decoder_width=8, decoder_depth=1, decoder_heads=1, **numbers).stages[
+        0
+    ]
 
 
 def theirs(**numbers: object) -> Turn:

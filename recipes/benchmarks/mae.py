@@ -165,7 +165,9 @@ class Pictures(Dataset):
         units = source.order.units(np.arange(count)).tolist()
         self.samples = [source.units.sample(unit) for unit in units]
         floats = [transforms.ToImage(), transforms.ToDtype(torch.float32, scale=True)]
-        self.transform = transforms.Compose([random_crops(case.side_px), *floats, transforms.Normalize(MEAN, DEVIATION)])
+        self.transform = transforms.Compose(
+            [random_crops(case.side_px), *floats, transforms.Normalize(MEAN, DEVIATION)]
+        )
 
     def __len__(self) -> int:
         return len(self.samples)
