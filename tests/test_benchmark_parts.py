@@ -115,3 +115,27 @@ def test_a_start_ends_with_the_first_step_that_is_written_down(texts):
 @pytest.mark.parametrize("module", [exact, loader, mae, processes, scale, start])
 def test_cases_that_no_title_holds_are_left_out(module):
     assert list(module.run(Settings(repeats=1, cases="float8"))) == []
+
+
+def test_without_a_wish_the_usual_cases_are_run_and_with_one_all_that_fit(texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(bert, "tokenizer_of", lambda data, vocab, folder: tmp_path / "tokenizer.json")
+    data = (loader.Path(texts["data"]).parent,)
+    usual = [title for title, _ in bert.cases(Settings(data=data), tmp_path)]
+    wished = [title for title, _ in bert.cases(Settings(data=data, cases="12 x 768"), tmp_path)]
+    assert len(usual) == len(bert.USUAL) and len(wished) == 4
+    assert all("12 x 768" in title for title in wished)
+
+
+def test_a_gradient_of_one_micro_batch_is_not_rounded_in_exact_mode():
+    """And several are added in float64: in float32 the small ones would be lost."""
+    from mmpre.gradients import Summed
+    from mmpre.processes import Processes
+
+    weight = torch.nn.Parameter(torch.zeros(3))
+    for parts, expected in (([0.1], 0.1), ([1.0] + [2.0**-25] * 4, 1 + 2.0**-23)):
+        gradients = Summed([weight], Processes(), exact=True)
+        for value in parts:
+            weight.grad = torch.full((3,), value)
+            gradients.add()
+        gradients.finish()
+        assert torch.equal(weight.grad, torch.full((3,), expected))

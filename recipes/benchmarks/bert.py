@@ -62,12 +62,13 @@ class Case:
         return max(1, self.width // 64)
 
 
-SIZES = {"6 x 256": dict(width=256, depth=6, vocab=16_000, steps=12),
-         "12 x 768": dict(width=768, depth=12, vocab=30_522, steps=4)}  # fmt: skip
+SIZES = {"6 x 256": dict(width=256, depth=6, vocab=16_000, steps=8),
+         "12 x 768": dict(width=768, depth=12, vocab=30_522, steps=3, warmup=1, batch=16)}  # fmt: skip
+USUAL = {("6 x 256", "float32", 0.1), ("12 x 768", "bfloat16", 0.1)}  # what is run where no case is asked for
 
 
 def cases(settings: Settings, folder: Path, sizes: Iterable[str] = tuple(SIZES)) -> Iterator[tuple[str, Case]]:
-    """Title and case for all data sets, sizes, precisions and dropouts that are asked for.
+    """Title and case for all data sets, sizes, precisions and dropouts that are asked for, or else the usual ones.
 
     Tokenizers are made in `folder`.
     """
@@ -76,7 +77,7 @@ def cases(settings: Settings, folder: Path, sizes: Iterable[str] = tuple(SIZES))
         numbers = dict(SIZES[size])
         vocab = numbers.pop("vocab")
         title = f"{data.name}, {size}, vocabulary {vocab:,}, {precision}, dropout {dropout}"
-        if settings.cases not in title:
+        if settings.cases not in title or not (settings.cases or (size, precision, dropout) in USUAL):
             continue
         numbers["steps"] = settings.steps or numbers["steps"]
         tokenizer = tokenizer_of(data, vocab, folder)

@@ -70,15 +70,16 @@ SIZES = {
     "6 x 256": dict(width=256, depth=6, decoder_width=128, decoder_depth=4, decoder_heads=4, patch_px=8, side_px=96,
                     batch=32, steps=6),
     "ViT-B": dict(width=768, depth=12, decoder_width=512, decoder_depth=8, decoder_heads=16, patch_px=16, side_px=224,
-                  batch=8, steps=3),
+                  batch=8, steps=3, warmup=1),
 }  # fmt: skip
+USUAL = ("6 x 256, float32", "ViT-B, float32", "ViT-B, bfloat16")  # what is run where no case is asked for
 
 
 def run(settings: Settings) -> Iterator[Comparison]:
     titles = {
         f"{size}, {precision}": dict(numbers, bf16=precision == "bfloat16")
         for (size, numbers), precision in itertools.product(SIZES.items(), ("float32", "bfloat16"))
-        if settings.cases in f"{size}, {precision}"
+        if settings.cases in (title := f"{size}, {precision}") and (settings.cases or title in USUAL)
     }
     if not titles:
         return

@@ -78,7 +78,7 @@ def run(settings: Settings) -> Iterator[Comparison]:
                 continue
             case = Case(
                 data=str(data / "train"), tokenizer=str(tokenizer_of(data, VOCAB, Path(folder))), width=768, depth=12,
-                bf16=precision == "bfloat16", dropout=0.0, steps=settings.steps or 4, batch=16,
+                bf16=precision == "bfloat16", dropout=0.0, steps=settings.steps or 3, warmup=1, batch=16,
             )  # fmt: skip
             turns = take_turns(__spec__.name, list(CONTENDERS), asdict(case), settings, title)
             about = {name: value for name, value in asdict(case).items() if name not in ("data", "tokenizer")}

@@ -77,6 +77,7 @@ class Case:
         return CYCLE + self.steps
 
 
+USUAL = ("6 x 256, float32", "12 x 768, bfloat16")  # what is run where no case is asked for
 SIZES = {"6 x 256": dict(width=256, depth=6, steps=2 * CYCLE), "12 x 768": dict(width=768, depth=12, steps=CYCLE)}
 
 
@@ -84,7 +85,7 @@ def run(settings: Settings) -> Iterator[Comparison]:
     titles = {
         f"{size}, {precision}": dict(numbers, bf16=precision == "bfloat16")
         for (size, numbers), precision in itertools.product(SIZES.items(), ("float32", "bfloat16"))
-        if settings.cases in f"{size}, {precision}"
+        if settings.cases in (title := f"{size}, {precision}") and (settings.cases or title in USUAL)
     }
     if not titles:
         return
