@@ -90,9 +90,13 @@ def _of_tokens(who: str, tokens: Tokens, source_n: Int[Tensor, "n"], *, renumber
                 + (f", referring to {one.refers_to!r}" if one.refers_to else "")
                 + "; hide such tokens with HideAll instead, or write a corruption for this modality"
             )
-    row_n = row_numbers(tokens)[source_n]
-    lengths_B = torch.bincount(row_n, minlength=len(tokens.lengths_B)).cpu()
-    fields = {name: Ragged(one.values[source_n], lengths_B) for name, one in tokens.fields.items()}
+    row_n = row_numbers(tokens).index_select(0, source_n)
+    if len(tokens.lengths_B) == 1:
+        lengths_B = torch.tensor([len(source_n)])
+    else:
+        lengths_B = torch.bincount(row_n, minlength=len(tokens.lengths_B)).cpu()
+    # not values[source_n], which is slower on wide fields
+    fields = {name: Ragged(one.values.index_select(0, source_n), lengths_B) for name, one in tokens.fields.items()}
     if renumber in fields:
         start_B = (lengths_B.cumsum(0) - lengths_B).to(row_n.device)
         count_n = torch.arange(len(row_n), device=row_n.device) - start_B[row_n]
