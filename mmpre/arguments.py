@@ -8,13 +8,12 @@ from typing import Annotated, Any
 
 import tyro
 
+from mmpre.options import RunOptions
 from mmpre.plugins import LoadedRecipe, PluginError, find_recipe
 
 
 def asked_of(rest: list[str], prog: str) -> tuple[Any, dict[str, Any]]:
     """A recipe, and what was asked of it: scale, out, options and the numbers that differ."""
-    from mmpre.options import RunOptions
-
     found = find_recipe(rest[0])
     scale, flags = take(rest[1:], "--scale")
     kind = recipe_class(found, scale, RunOptions)
@@ -24,7 +23,7 @@ def asked_of(rest: list[str], prog: str) -> tuple[Any, dict[str, Any]]:
     asked = tyro.cli(kind, args=flags, prog=f"{prog} {rest[0]}", description=about)
     numbers, options = split(asked, RunOptions)
     changes = changed(numbers, found.defaults(scale))
-    told_of = {"scale": scale, "out": asked.out, "options": RunOptions(**options)}
+    told_of = {"scale": scale, "out": asked.out, "options": checked(found, changes, options)}
     return found.path if found.is_file else found.name, told_of | changes
 
 
@@ -75,6 +74,22 @@ def split(asked: Any, options: type) -> tuple[dict[str, Any], dict[str, Any]]:
 def changed(numbers: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers that differ from a scale's."""
     return {name: value for name, value in numbers.items() if value != _tuple(defaults[name])}
+
+
+def checked(found: LoadedRecipe, changes: Mapping[str, Any], options: Mapping[str, Any]) -> RunOptions:
+    """The run's options, after all that is wrong with them and with the recipe's numbers was told together."""
+    told = []
+    try:
+        found.check(changes, found.defaults(None))
+    except PluginError as e:
+        told.append(str(e))
+    try:
+        made = RunOptions(**options)
+    except ValueError as e:
+        told.append(str(e))
+    if told:
+        raise PluginError("; ".join(told))
+    return made
 
 
 def _helped(text: str, kind: Any) -> Any:

@@ -1,5 +1,6 @@
 """The command line. Nothing heavy is imported before it is known what is asked for."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -41,13 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(version("mmpre"))
         return
-    import logging
-
     from mmpre.stopping import UNDER_AGENT, die_with_parent
 
     if UNDER_AGENT in os.environ:
         die_with_parent()  # before anything can take long
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Printable())
     logging.getLogger("mmpre").setLevel(logging.INFO)
     try:
         command, rest = _command(words)
@@ -55,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("mmpre: interrupted", file=sys.stderr)
         sys.exit(130)
+    except MemoryError as e:
+        print(f"mmpre: there is not enough memory ({_told(e)}); use smaller numbers", file=sys.stderr)
+        sys.exit(2)
     except (ValueError, OSError, RuntimeError, ImportError) as e:
         if _is_a_bug(e):
             raise
@@ -62,6 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     if code:
         sys.exit(code)
+
+
+class _Printable(logging.Formatter):
+    """Log lines as they are, but for what could speak to the terminal: a shard's key may hold anything."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _told(super().format(record))
 
 
 def _command(words: list[str]) -> tuple[Callable[[list[str]], int | None], list[str]]:
@@ -93,7 +104,6 @@ def _is_a_bug(e: BaseException) -> bool:
     return not module.startswith(("mmpre", "__mp_main__", "importlib"))
 
 
-def _told(e: BaseException) -> str:
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in str(e)) or repr(
-        e
-    )
+def _told(e: object) -> str:
+    text = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in str(e))
+    return text or repr(e)

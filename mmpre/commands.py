@@ -273,6 +273,7 @@ def index(rest: list[str]) -> None:
             json: Print JSON for programs.
         """
         from mmpre.data.index import open_shards
+        from mmpre.data.tar import printable
 
         opened = open_shards(list(shards))
         told = {"shards": len(opened.indexes), "samples": len(opened), "fingerprint": opened.fingerprint,
@@ -282,7 +283,7 @@ def index(rest: list[str]) -> None:
             return
         print(f"{told['samples']} samples in {told['shards']} shards, fingerprint {told['fingerprint'][:16]}")
         for shard, causes in told["problems"].items():
-            print(f"  {shard}: " + ", ".join(f"{cause} {count}" for cause, count in causes.items()))
+            print(f"  {printable(shard)}: " + ", ".join(f"{cause} {count}" for cause, count in causes.items()))
 
     tyro.cli(go, args=rest, prog="mmpre data index")
 

@@ -132,6 +132,7 @@ class Leg:
 
     def _train(self, first: int, batches: Iterator[MicroBatch]) -> bool:
         options, watchdog = self.options, self.session.watchdog
+        batches = self.waiting = _Waiting(batches)
         self.session.ledger.begin(self.number, self.units.shares())
         done: Iterator[Step] = steps(
             self.stage, self.module, self.optimizer, batches, self.context, first=first, last=self.stage.steps,
@@ -232,7 +233,8 @@ class Leg:
                 line |= {"skipped": True, "cause": one.cause, "keys": list(one.keys)}
                 self.session.progress.say(f"step {self.before + one.step} was skipped: {one.cause}")
             seconds = time.perf_counter() - since
-            times = {"seconds": round(seconds, 3), "tokens_per_second": round(tokens / seconds), "processes": ranks}
+            times = {"seconds": round(seconds, 3), "tokens_per_second": round(tokens / seconds)}
+            times |= {"waited": round(self.waiting.seconds, 3), "processes": ranks}
             self.session.metrics.write(line | {"time": times})
         self.session.progress.step(self.before + one.step + 1, one, tokens / (time.perf_counter() - since))
 
@@ -280,6 +282,23 @@ class Leg:
                 f"{told}; {how}. Make room, then go on from the last one that was saved with `mmpre resume`"
             )
         self.session.progress.say(f"{told}; training goes on, {self.options.max_unsaved} may fail in a row")
+
+
+class _Waiting:
+    """Takes the time that training waits for data; far below the whole time means that loading keeps up."""
+
+    def __init__(self, batches: Iterator[MicroBatch]) -> None:
+        self.batches, self.seconds = batches, 0.0
+
+    def __iter__(self) -> "_Waiting":
+        return self
+
+    def __next__(self) -> MicroBatch:
+        begun = time.perf_counter()
+        try:
+            return next(self.batches)
+        finally:
+            self.seconds += time.perf_counter() - begun
 
 
 def global_step(recipe: Recipe, stage: int, step: int) -> int:

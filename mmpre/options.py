@@ -1,8 +1,9 @@
 """How a run is carried out, whatever the recipe."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from mmpre.loggers import unknown
+from mmpre.values import problems as value_problems
 
 KINDS = ("auto", "sum", "ddp", "fsdp")
 
@@ -34,7 +35,9 @@ class RunOptions:
     hang_seconds: float = 1800.0  # without a sign of life after which the run ends itself; 0 for never
 
     def __post_init__(self) -> None:
-        problems = []
+        problems = value_problems(vars(self), {field.name: field.type for field in fields(self)})
+        if problems:
+            raise ValueError("RunOptions: " + "; ".join(problems))
         if self.precision not in ("fp32", "bf16"):
             problems.append(f"precision must be fp32 or bf16, got {self.precision!r}")
         if self.parallel not in KINDS:

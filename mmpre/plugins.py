@@ -10,12 +10,16 @@ import importlib.util
 import inspect
 import json
 import sys
+import traceback
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from mmpre.process_state import unchanged
+from mmpre.values import problems
 
 GROUPS = {"recipe": "mmpre.recipes", "modality": "mmpre.modalities", "data set": "mmpre.data_sets",
           "benchmark": "mmpre.benchmarks", "import": "mmpre.imports"}  # fmt: skip
@@ -38,7 +42,7 @@ class LoadedRecipe:
 
     @property
     def digest(self) -> str | None:
-        return hashlib.sha256(self.path.read_bytes()).hexdigest() if self.path else None
+        return file_digest(self.path) if self.path else None
 
     def defaults(self, scale: str | None) -> dict[str, Any]:
         """Every number of the recipe at a scale (None: as the signature says, which is the paper's)."""
@@ -53,10 +57,33 @@ class LoadedRecipe:
     def numbers(self, scale: str | None, changes: Mapping[str, Any]) -> dict[str, Any]:
         """The numbers of a run: a scale's, with changes. Raises PluginError for unknown names, all of them together."""
         chosen = self.defaults(scale)
-        wrong = [f"{name!r}{_nearest(name, chosen)}" for name in changes if name not in chosen]
-        if wrong:
-            raise PluginError(f"recipe {self.name} has no number {'; no number '.join(wrong)}")
+        self.check(changes, chosen)
         return json.loads(json.dumps(chosen | dict(changes), default=str))
+
+    def check(self, numbers: Mapping[str, Any], known: Collection[str]) -> None:
+        """Refuse names that the recipe does not have and values that are not of its types, all of them together."""
+        wrong = [f"there is no number {name!r}{_nearest(name, known)}" for name in numbers if name not in known]
+        kinds = {name: p.annotation for name, p in inspect.signature(self.function).parameters.items()}
+        wrong += problems({name: value for name, value in numbers.items() if name in known}, kinds)
+        if wrong:
+            raise PluginError(f"recipe {self.name}: {'; '.join(wrong)}")
+
+    def build(self, numbers: Mapping[str, Any]) -> Any:
+        """Call the recipe. What a library says of numbers that cannot work is told with the recipe and the place."""
+        try:
+            with unchanged(f"recipe {self.name}", draws=True):
+                return self.function(**numbers)
+        except Exception as e:
+            last = traceback.extract_tb(e.__traceback__)[-1]
+            if isinstance(e, ValueError) and "site-packages" not in last.filename and "<" not in last.filename:
+                raise  # a piece of the recipe that says what it wanted
+            ours = [frame for frame in traceback.extract_tb(e.__traceback__) if "site-packages" not in frame.filename]
+            place = f"{Path(ours[-1].filename).name}, line {ours[-1].lineno}" if ours else "?"
+            first = str(e).strip().split("\n")[0][:200]
+            raise PluginError(
+                f"recipe {self.name} cannot be built with these numbers: {type(e).__name__}: {first} ({place}); "
+                f"look at the numbers that were changed, or at the recipe there"
+            ) from e
 
 
 def find_recipe(recipe: str | Path | Callable[..., Any], *, name: str | None = None) -> LoadedRecipe:
@@ -94,6 +121,11 @@ def find_benchmark(name: str) -> ModuleType:
     return _import(_find("benchmark", name))
 
 
+def file_digest(path: Path) -> str | None:
+    """The SHA-256 of a file; None where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
 def names(kind: str) -> list[str]:
     return sorted({point.name for point in entry_points(group=GROUPS[kind])})
 
@@ -114,18 +146,26 @@ def survey(kind: str) -> tuple[dict[str, ModuleType], dict[str, str]]:
 
 
 def _find(kind: str, name: str) -> EntryPoint:
-    points = list(entry_points(group=GROUPS[kind], name=name))
+    points = {point.value: point for point in entry_points(group=GROUPS[kind], name=name)}
+    if len(points) > 1:
+        who = ", ".join(f"{value} ({_owner(point)})" for value, point in sorted(points.items()))
+        raise PluginError(f"the {kind} {name!r} is announced by several packages: {who}; uninstall all but one")
     if not points:
         known = names(kind)
         hint = ", or give the path of a .py file" if kind != "benchmark" else ""
         raise PluginError(f"there is no {kind} {name!r}{_nearest(name, known)}{hint}")
-    return sorted(points, key=lambda point: point.value)[0]
+    return next(iter(points.values()))
+
+
+def _owner(point: EntryPoint) -> str:
+    return f"package {point.dist.name}" if point.dist else "an unknown package"
 
 
 def _import(point: EntryPoint) -> ModuleType:
     try:
-        return importlib.import_module(point.value)
-    except Exception as e:
+        with unchanged(f"plugin {point.name} ({point.value})"):
+            return importlib.import_module(point.value)
+    except (Exception, SystemExit) as e:
         raise PluginError(f"plugin {point.name} ({point.value}) cannot be imported: {type(e).__name__}: {e}") from e
 
 
@@ -139,10 +179,19 @@ def load_file(path: Path, kind: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # workers unpickle its classes by this name
     try:
-        spec.loader.exec_module(module)
-    except Exception as e:
+        with unchanged(f"{kind} file {path}"):
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as e:
         del sys.modules[name]
         raise PluginError(f"{kind} file {path} fails when it is loaded: {type(e).__name__}: {e}") from e
+    return module
+
+
+def load_again(name: str, path: str) -> ModuleType:
+    """A module that another process loaded from a file, under its name there."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
 
 

@@ -49,6 +49,10 @@ class Task:
         return tuple(dict.fromkeys(role for view in views for role in view.roles or every))
 
 
+def _whole(ratio: object) -> bool:
+    return isinstance(ratio, int) and ratio >= 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One leg of a run.
@@ -94,11 +98,15 @@ class Stage:
         if not names or len(set(names)) != len(names):
             problems.append(f"tasks need different names, got {names}")
         problems += [
-            f"task {t.name}: ratio must be a whole number above 0, got {t.ratio}" for t in self.tasks if t.ratio < 1
+            f"task {t.name}: ratio must be a whole number above 0, got {t.ratio}"
+            for t in self.tasks
+            if not _whole(t.ratio)
         ]
         for name in ("steps", "batch", "micro_batches", "valid_every", "valid_rows", "block", "window"):
             if getattr(self, name) < 1:
                 problems.append(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.steps * self.batch >= 1 << 62:
+            problems.append(f"steps x batch must stay below 2^62 rows, got {self.steps:,} x {self.batch:,}")
         if self.micro_batches > self.batch:
             problems.append(f"micro_batches ({self.micro_batches}) must not exceed batch ({self.batch})")
         if self.clip is not None and not self.clip > 0:

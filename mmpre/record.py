@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,29 +17,43 @@ from typing import Any
 import torch
 
 from mmpre.data.ledger import Ledger
+from mmpre.data.remote import without_secrets
 from mmpre.peers import digest_of_code
 from mmpre.plugins import LoadedRecipe
 from mmpre.processes import Processes
+from mmpre.recipe import Recipe
+from mmpre.record_check import MAX_BYTES, RunError, check_data, checked
+from mmpre.strict_json import JSONError
 from mmpre.strict_json import read as read_json
 
 log = logging.getLogger(__name__)
-FORMAT = 1
 KEPT_BYTES = 64 << 20  # of a file that a run keeps a copy of
 
 
-class RunError(ValueError):
-    """A run that cannot be started, resumed or read as asked."""
-
-
 def read_record(run: Path) -> dict[str, Any]:
+    """The record of a run. Raises RunError that lists all that is wrong with it."""
     path = run / "run.json"
     if not path.exists():
         raise RunError(f"{run} is not a run: it has no run.json; `mmpre train` makes one")
-    record = read_json(path)
-    came = record.get("format") if isinstance(record, dict) else "none"
-    if came != FORMAT:
-        raise RunError(f"{path} has format {came}, this version of mmpre reads format {FORMAT}")
-    return record
+    try:
+        return checked(read_json(path, max_bytes=MAX_BYTES), path)
+    except JSONError as e:
+        raise RunError(f"{e}; the record of a run is needed to go on with it: put back a copy of it") from None
+
+
+def make_folder(out: Path, recipe: Recipe) -> None:
+    """Make a run's folder, or refuse it before any work."""
+    place, urls = os.path.realpath(out), [url for stage in recipe.stages for url in (*stage.data, *stage.valid)]
+    for url in urls:
+        if place in (os.path.realpath(url), os.path.dirname(os.path.realpath(url))):
+            raise RunError(f"{out} is the folder of the shards {url}; give the run a folder of its own by --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as e:
+        what = e.strerror or str(e)
+        raise RunError(f"{out} cannot be written ({what}); give another folder by --out, or mend that") from None
 
 
 def open_record(run: Path) -> dict[str, Any]:
@@ -52,10 +67,13 @@ def begin(
 ) -> None:
     """Write down what a new run begins with."""
     if processes.rank == 0:
-        if found.is_file:
-            (out / "recipe.py").write_bytes(found.path.read_bytes())
-        kept = _keep_files(out, record["numbers"])
-        _write(out, {**record, "files": kept, "data": data, "environment": environment(processes)})
+        try:
+            if found.is_file:
+                (out / "recipe.py").write_bytes(found.path.read_bytes())
+            kept = _keep_files(out, record["numbers"])
+            _write(out, {**record, "files": kept, "data": data, "environment": environment(processes)})
+        except OSError as e:
+            raise RunError(f"the record of {out} cannot be written ({e}); make room, or give another --out") from None
 
 
 def take_up(out: Path, record: Mapping[str, Any], data: Sequence[Mapping[str, Any]], processes: Processes) -> None:
@@ -63,12 +81,7 @@ def take_up(out: Path, record: Mapping[str, Any], data: Sequence[Mapping[str, An
     if len(record["data"]) != len(data):
         raise RunError(f"the recipe of {out} has {len(data)} stages now, it had {len(record['data'])}")
     for number, (was, now) in enumerate(zip(record["data"], data, strict=True)):
-        if was["fingerprint"] != now["fingerprint"]:
-            raise RunError(
-                f"the data of stage {number} is not what {out} was trained on: {was['samples']} samples "
-                f"(fingerprint {was['fingerprint'][:12]}) then, {now['samples']} ({now['fingerprint'][:12]}) now. "
-                "Shards may move, but must be the same, in the same order; start a new run for other data"
-            )
+        check_data(number, was, now, out)
     if processes.rank == 0:
         now = environment(processes)
         last = (record.get("restarts") or [record])[-1]["environment"]
@@ -84,7 +97,10 @@ def restart(out: Path, *, step: int, processes: Processes) -> None:
     """Write down that a run goes on from a step."""
     record = read_record(out)
     record.setdefault("restarts", []).append({"at": _now(), "step": step, "environment": environment(processes)})
-    _write(out, record)
+    try:
+        _write(out, record)
+    except OSError as e:  # a full disk: training comes first
+        log.warning("%s: the restart was not written down (%s)", out, e)
 
 
 def conclude(out: Path, ledger: Ledger, *, step: int, finished: bool, skipped: int) -> str:
@@ -135,5 +151,13 @@ def _now() -> str:
 
 def _write(out: Path, record: Mapping[str, Any]) -> None:
     aside = out / ".run.json"
-    aside.write_text(json.dumps(record, indent=2) + "\n")
+    numbers = {name: _public(value) for name, value in record["numbers"].items()}
+    aside.write_text(json.dumps({**record, "numbers": numbers}, indent=2) + "\n")
     os.replace(aside, out / "run.json")
+
+
+def _public(value: Any) -> Any:
+    """A number without the secrets of urls; where they are needed again, `resume` is given the urls anew."""
+    if isinstance(value, list | tuple):
+        return [_public(one) for one in value]
+    return without_secrets(value) if isinstance(value, str) and "://" in value else value

@@ -34,11 +34,12 @@ from mmpre.loggers import Loggers
 from mmpre.metrics import MetricsWriter
 from mmpre.options import RunOptions
 from mmpre.peers import check_alike, digest_of_code, digest_of_weights, first_cause
-from mmpre.plugins import LoadedRecipe, find_recipe
+from mmpre.plugins import LoadedRecipe, PluginError, file_digest, find_recipe
 from mmpre.processes import Processes
 from mmpre.progress import Progress
 from mmpre.recipe import Recipe, Stage
-from mmpre.record import FORMAT, RunError, begin, conclude, open_record, packages, restart, take_up
+from mmpre.record import begin, conclude, make_folder, open_record, packages, read_record, restart, take_up
+from mmpre.record_check import FORMAT, RunError, check_changes, differences
 from mmpre.signs import Signs
 from mmpre.stopping import UNDER_AGENT, Stopper, Watchdog, die_with_parent
 
@@ -61,7 +62,9 @@ def train(
     chosen = found.numbers(scale, numbers)
     out = Path(out) if out else Path("runs") / f"{found.name}-{scale or 'paper'}-{datetime.now():%Y%m%d-%H%M%S}"
     if (out / "run.json").exists():
-        raise RunError(f"{out} already holds a run; continue it with `mmpre resume {out}`, or give another --out")
+        other = differences(read_record(out), found, chosen, options)
+        what = f". It was started with other settings: {other}" if other else ""
+        raise RunError(f"{out} already holds a run; continue it with `mmpre resume {out}`, or give another --out{what}")
     return _carry_out(out, new_record(found, scale, chosen, options), found, options, fresh=True)
 
 
@@ -87,16 +90,8 @@ def resume(run: Path | str, **changes: Any) -> Path:
     """
     run = Path(run)
     record = open_record(run)
-    results = {"seed", "precision", "exact", "spike", "init"} | ({"threads"} if record["options"]["exact"] else set())
-    fixed = results & {k for k, v in changes.items() if v != record["options"].get(k)}
-    if fixed:
-        raise RunError(
-            f"resume: {', '.join(sorted(fixed))} would change the results of {run}; start a new run for that"
-        )
-    moved = {k: changes.pop(k) for k in list(changes) if k in record["numbers"]}
-    legal = set(record["options"])
-    if unknown := set(changes) - legal:
-        raise RunError(f"resume: no option {', '.join(sorted(unknown))}; these exist: {', '.join(sorted(legal))}")
+    check_changes(record, changes, run)
+    moved = {name: changes.pop(name) for name in list(changes) if name in record["numbers"]}
     record["options"] |= changes
     record["numbers"] |= moved
     return _carry_out(run, record, _find_again(run, record), RunOptions(**record["options"]), fresh=False)
@@ -137,17 +132,29 @@ class Run:
 def build(found: LoadedRecipe, numbers: Mapping[str, Any], seed: int) -> Recipe:
     """A recipe with the weights that a seed draws."""
     torch.manual_seed(hashed(seed, "weights"))
-    recipe = found.function(**numbers)
+    recipe = found.build(numbers)
     if not isinstance(recipe, Recipe):
         raise RunError(f"recipe {found.name} must return an mmpre.Recipe, it returned {type(recipe).__name__}")
     return recipe
 
 
 def _find_again(run: Path, record: Mapping[str, Any]) -> LoadedRecipe:
-    kept = run / "recipe.py"
-    found = find_recipe(kept if kept.exists() else record["recipe"]["name"], name=record["recipe"]["name"])
-    if found.digest != record["recipe"]["digest"]:
-        log.warning("recipe %s has changed since %s was started; its numbers are kept", found.name, run)
+    """The recipe of a run: the installed one of its name, or, where a file was given, the copy that the run keeps."""
+    name, digest = record["recipe"]["name"], record["recipe"]["digest"]
+    if record["recipe"]["file"] is None:
+        try:
+            found = find_recipe(name)
+        except PluginError as e:
+            raise RunError(f"{run} cannot be opened: {e}") from None
+        if found.digest != digest:
+            log.warning("recipe %s has changed since %s was started; its numbers are kept", name, run)
+    else:
+        kept = run / "recipe.py"
+        if file_digest(kept) != digest:
+            was = record["recipe"]["file"]
+            raise RunError(f"{kept} is not the recipe that the run was started with; put back {was}")
+        found = find_recipe(kept, name=name)
+    found.check(record["numbers"], found.defaults(None))
     return found
 
 
@@ -163,7 +170,7 @@ def _carry_out(out: Path, record: dict[str, Any], found: LoadedRecipe, options: 
         recipe = build(found, record["numbers"], options.seed)
         for stage in recipe.stages:
             check_world(stage.micro_batches, processes.world)
-        with _alone(out, processes), first_cause(out, processes):
+        with _alone(out, recipe, processes), first_cause(out, processes):
             data, valid = _open_data(recipe)
             told = [units.describe() for units in data]
             _check_processes(record, found, told, recipe, processes)
@@ -179,15 +186,15 @@ def _carry_out(out: Path, record: dict[str, Any], found: LoadedRecipe, options: 
 
 
 @contextmanager
-def _alone(out: Path, processes: Processes) -> Iterator[None]:
+def _alone(out: Path, recipe: Recipe, processes: Processes) -> Iterator[None]:
     """Hold the run's lock for all of its processes; where it cannot be had, all of them say so."""
     with ExitStack() as held:
         problem: Exception | None = None
         if processes.rank == 0:
             try:
-                out.mkdir(parents=True, exist_ok=True)
+                make_folder(out, recipe)
                 held.enter_context(RunLock(out))
-            except (LockedError, OSError) as e:
+            except (LockedError, RunError, OSError) as e:
                 problem = e
         if problem := processes.gather(problem)[0]:
             raise problem

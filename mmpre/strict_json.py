@@ -1,11 +1,14 @@
-"""JSON from outside, read strictly: bounded in size and depth, no key twice, no NaN; one kind of error."""
+"""JSON from outside, read strictly: bounded in size and depth, no key twice, no NaN, no half characters; one error."""
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 64 << 20
 MAX_DEPTH = 100
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class JSONError(ValueError):
@@ -34,9 +37,16 @@ def parse(data: bytes | str, *, max_bytes: int = MAX_BYTES) -> Any:
         raise JSONError(f"is not UTF-8 (byte {e.start})") from None
     _check_depth(text)
     try:
-        return json.loads(text, object_pairs_hook=_pairs, parse_constant=_constant, parse_int=_integer)
+        made = json.loads(
+            text, object_pairs_hook=_pairs, parse_constant=_constant, parse_int=_integer, parse_float=_float
+        )
+        if _SURROGATE.search(text):  # one of a pair alone is no character, and cannot be written as UTF-8
+            json.dumps(made, ensure_ascii=False).encode()
+        return made
     except json.JSONDecodeError as e:
         raise JSONError(f"line {e.lineno}, column {e.colno}: {e.msg}") from None
+    except UnicodeEncodeError:
+        raise JSONError("holds half of a surrogate pair, which is no character") from None
 
 
 def _check_depth(text: str) -> None:
@@ -68,6 +78,13 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _constant(name: str) -> Any:
     raise JSONError(f"{name} is no JSON number")
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise JSONError(f"{digits[:40]} is too large for a number")
+    return value
 
 
 def _integer(digits: str) -> int:

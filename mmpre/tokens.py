@@ -325,6 +325,7 @@ def pack(rows: Sequence[Row], plan_of: Callable[[Layout, Batch], Any]) -> Batch:
     order = sorted(range(len(rows)), key=lengths.__getitem__)
     rows = [rows[i] for i in order]
     roles = list(rows[0].seen)
+    _check_alike(rows, roles)
     clean = {role: Tokens.pack([row.clean[role] for row in rows]) for role in roles}
     seen = {role: Tokens.pack([row.seen[role] for row in rows]) for role in roles}
     layout = Layout({role: seen[role].lengths_B for role in roles})
@@ -340,6 +341,23 @@ def pack(rows: Sequence[Row], plan_of: Callable[[Layout, Batch], Any]) -> Batch:
         keys=[row.key for row in rows], order_B=torch.tensor(order),
     )  # fmt: skip
     return replace(batch, plan=plan_of(layout, batch))
+
+
+def _check_alike(rows: Sequence[Row], roles: Sequence[str]) -> None:
+    """Rows of a batch need fields of one type and shape, but for the first dimension."""
+
+    def kinds(row: Row, role: str) -> dict[str, str]:
+        made = {name: field.values for name, field in row.clean[role].fields.items()}
+        return {name: f"{value.dtype} [*{''.join(f', {n}' for n in value.shape[1:])}]" for name, value in made.items()}
+
+    for role in roles:
+        first = kinds(rows[0], role)
+        for row in rows[1:]:
+            if (came := kinds(row, role)) != first:
+                raise ValueError(
+                    f"role {role!r}: its reader made {came} of sample {row.key!r} and {first} of sample "
+                    f"{rows[0].key!r}; all rows of a batch need the same fields, of one type and shape"
+                )
 
 
 def _pack_picked(picks: Sequence[Picked], clean: Mapping[str, Tokens], seen: Mapping[str, Tokens]) -> Picked:

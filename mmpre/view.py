@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from mmpre.attention import Attend, Full
+from mmpre.data.contract import check_tokens
 from mmpre.data.sample import Sample
 from mmpre.draw import Draw
 from mmpre.masking.protocol import Borrower, Corruption, Mask, SampleMask, untouched
@@ -72,6 +73,7 @@ class View:
 
     def _read(self, role: str, reader: Reader, source: Sample, draw: Draw) -> Tokens:
         tokens = reader.tokenize(source, draw)
+        check_tokens(tokens, role, reader, source)
         return self.cuts[role](tokens, draw.child("cut")) if role in self.cuts else tokens
 
     def _source(

@@ -92,6 +92,7 @@ BAD = {
 }
 
 
+@pytest.mark.fault("B7")
 @pytest.mark.parametrize("name", BAD)
 def test_a_recording_that_cannot_be_used_costs_its_sample(name):
     data, cause = BAD[name]
@@ -100,6 +101,7 @@ def test_a_recording_that_cannot_be_used_costs_its_sample(name):
     assert (caught.value.cause, caught.value.member) == (cause, "wav")
 
 
+@pytest.mark.fault("B7")
 @pytest.mark.parametrize(("kind", "cause"), [("flac", "broken audio"), ("mp3", "audio truncated")])
 def test_a_truncated_file_costs_the_windows_that_are_lost(kind, cause):
     made = bytes(broken(kind, None))
@@ -122,6 +124,7 @@ def test_a_suffix_that_lies_is_told():
         Audio().wave(sample(encoded(sound(), kind="flac"), "wav"))
 
 
+@pytest.mark.fault("B7")
 def test_a_header_that_announces_a_century_costs_no_memory():
     data = bytearray(encoded(sound(1.0), kind="flac"))
     place = data.index(b"fLaC") + 8 + 13  # the number of samples: 36 bits from the middle of this byte on

@@ -106,7 +106,7 @@ def test_a_missing_or_cut_file_is_named(tmp_path, name):
         checkpoint.load(path)
 
 
-@pytest.mark.fault("D13")
+@pytest.mark.fault("D13", "G10")
 def test_a_manifest_cannot_lead_out_of_its_folder_and_no_pickle_is_read(tmp_path):
     class Payload:
         def __reduce__(self):

@@ -58,6 +58,7 @@ def test_a_problem_is_told_in_one_message_with_exit_code_2(capsys, tmp_path, mon
     assert not list(tmp_path.rglob("marker"))
 
 
+@pytest.mark.fault("C1")
 def test_a_wrong_flag_is_answered_with_the_nearest_right_one(capsys):
     code, out, err = run(capsys, "train", "uniter", "--scale", "tiny", "--widht", "5")
     assert code == 2
@@ -80,6 +81,7 @@ def test_comments_beside_arguments_are_their_help():
     assert comments(source) == {"a": "the first", "c": "the third"}
 
 
+@pytest.mark.fault("C12")
 def test_a_recipe_file_is_trained_resumed_and_its_numbers_recorded(capsys, tmp_path, melodies):  # noqa: F811
     out = tmp_path / "run"
     words = ["--data", *shards(melodies, "train"), "--steps", "12", "--lr", "1e-3", "--workers", "0", "--out", out]
@@ -95,6 +97,7 @@ def test_a_recipe_file_is_trained_resumed_and_its_numbers_recorded(capsys, tmp_p
     assert answer["trained"]["tasks"]["pitch"]["loss"] < answer["untrained"]["tasks"]["pitch"]["loss"]
 
 
+@pytest.mark.fault("G4")
 def test_nothing_beside_a_recipe_file_can_stand_in_for_a_package(tmp_path, melodies):  # noqa: F811
     (tmp_path / "torch.py").write_text("raise SystemExit('shadowed')")
     (tmp_path / "tones.py").write_text(TONES.read_text())

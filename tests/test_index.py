@@ -63,6 +63,7 @@ def test_every_member_is_found_in_tars_of_every_kind(put, kind):
     assert index_shard(path).problems == []
 
 
+@pytest.mark.fault("A12")
 def test_webdataset_and_the_index_see_the_same_samples(tmp_path):
     names = ("a/b.jpg", "a/b.seg.PNG", "c.TXT", "x.y/d.json", "__meta__", "__info__.json", "e/__f.txt")
     path = tmp_path / "odd.tar"
@@ -75,11 +76,13 @@ def test_webdataset_and_the_index_see_the_same_samples(tmp_path):
     assert theirs["a/b"] == {"jpg": b"a/b.jpg", "seg.png": b"a/b.seg.PNG"}
 
 
+@pytest.mark.fault("A9")
 def test_members_of_one_key_are_one_sample_wherever_they_stand(put):
     made = samples()
     assert readable(put(tar(sorted(entries(made), key=lambda one: one[0].name[-3:])))) == made
 
 
+@pytest.mark.fault("A22")
 def test_what_is_no_plain_file_of_a_sample_is_left_out_and_told(put, tmp_path):
     good = samples(1)
     odd = [
@@ -110,6 +113,7 @@ def test_a_sparse_file_is_left_out_and_what_follows_it_is_read(put):
     assert readable(path) == good
 
 
+@pytest.mark.fault("A12")
 def test_names_that_are_not_utf8_are_kept_with_escapes(put):
     path = put(tar([entry("caf\udce9.txt", b"latin"), entry("new\nline.txt", b"line")], errors="surrogateescape"))
     assert readable(path) == {"caf\\xe9": {"txt": b"latin"}, "new\nline": {"txt": b"line"}}
@@ -118,6 +122,7 @@ def test_names_that_are_not_utf8_are_kept_with_escapes(put):
 # ---- damage inside a shard ----
 
 
+@pytest.mark.fault("A4")
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_flipped_bit_in_any_header_costs_that_sample_alone(put, kind):
     tar_format, name = FORMATS[kind]
@@ -144,6 +149,7 @@ def test_a_damaged_header_is_told(put, caplog):
     assert "damaged header" in caplog.text
 
 
+@pytest.mark.fault("A1", "A2", "A3")
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_cut_anywhere_costs_what_is_cut_off(put, kind):
     tar_format, name = FORMATS[kind]
@@ -233,6 +239,7 @@ def test_a_damaged_long_name_never_becomes_another_samples(put):
     assert "b" not in found.get("0001" + "x" * 110, {})
 
 
+@pytest.mark.fault("A23")
 @pytest.mark.parametrize("size", [b"\x80" + b"\0" * 3 + b"\x10" + b"\0" * 7, b"\xff" * 12, b"77777777777\0", b"xyz\0"])
 def test_an_absurd_size_is_told_and_bounded(put, size):
     made = samples(6)
@@ -256,6 +263,7 @@ def test_joined_tars_never_share_a_sample(put):
 # ---- whole shards ----
 
 
+@pytest.mark.fault("A6", "A7")
 def test_what_is_no_tar_is_refused_with_what_came(put):
     assert "is empty (0 bytes); download" in refused(put(b""))
     page = refused(put(b"<!DOCTYPE html><html>Not found</html>" * 90))
@@ -265,12 +273,14 @@ def test_what_is_no_tar_is_refused_with_what_came(put):
     assert "holds no sample (no suffix: 1)" in refused(put(tar([entry("README", b"x")])))
 
 
+@pytest.mark.fault("A10")
 def test_a_name_that_occurs_twice_is_refused(put):
     made = entries(samples(2))
     assert "1 file names occur twice (s0000.jpg)" in refused(put(tar([*made, made[0]])))
     assert "(a.JPG)" in refused(put(tar([entry("a.jpg", b"1"), entry("a.JPG", b"2")])))
 
 
+@pytest.mark.fault("A15")
 def test_all_bad_shards_are_told_at_once(put, tmp_path):
     put(tar(entries(samples(2))), "good.tar")
     put(b"", "empty.tar")
@@ -299,6 +309,7 @@ def test_an_index_is_written_once_and_read_back(put):
         open_index(path, build=False)
 
 
+@pytest.mark.fault("A21")
 def test_a_damaged_half_written_foreign_or_old_index_is_built_again(put, caplog):
     path = put(tar(entries(samples())))
     whole = open_index(path).where.read_bytes()
@@ -317,6 +328,7 @@ def readable_keys(path):
     return [index.key(i) for i in range(len(index))]
 
 
+@pytest.mark.fault("A21")
 def test_every_flipped_byte_of_an_index_is_noticed(put, caplog):
     path = put(tar(entries(samples(1))))
     where = open_index(path).where
@@ -354,6 +366,7 @@ def test_a_grown_or_replaced_shard_is_indexed_anew_and_a_damaged_one_is_not(put,
     assert open_index(path).digest == digest and "is damaged: 1 of" in caplog.text
 
 
+@pytest.mark.fault("H2")
 def test_an_index_goes_to_a_folder_where_it_cannot_stand_beside_the_shard(put, tmp_path, monkeypatch):
     path = put(tar(entries(samples())))
     path.with_name("shard.tar.idx").mkdir()  # for root no folder is read-only; this cannot be replaced by anyone
@@ -367,6 +380,7 @@ def test_an_index_goes_to_a_folder_where_it_cannot_stand_beside_the_shard(put, t
     assert pickle.loads(pickle.dumps(in_memory)).key(2) == "s0002"
 
 
+@pytest.mark.fault("A20")
 def test_shards_of_one_name_share_no_index(tmp_path):
     for folder, name in (("a", "s{}"), ("b", "t{}")):
         (tmp_path / folder / "x.tar.idx").mkdir(parents=True)
@@ -441,6 +455,7 @@ def test_paths_folders_globs_and_braces_name_shards(tmp_path):
         found("none")
 
 
+@pytest.mark.fault("G1")
 def test_urls_that_run_code_are_refused(tmp_path):
     with pytest.raises(ShardError, match="would run its text as a shell command"):
         open_shards([f"pipe:touch {tmp_path / 'marker'}"])

@@ -41,6 +41,7 @@ def test_tables_of_processes_add_up(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.fault("G9")
 def test_a_key_cannot_speak_to_the_terminal_or_add_a_line(tmp_path):
     ledger = Ledger(tmp_path / "ledger.jsonl")
     ledger.add([Hole("checksum", "a\x1b[2J.tar", 'k\n{"step": 0}', "jpg", "image", "\x07")], seen=1, step=0)
@@ -111,6 +112,7 @@ def test_a_resumed_run_counts_on_and_writes_no_line_twice(tmp_path):
     assert not (tmp_path / "none.jsonl").exists()
 
 
+@pytest.mark.fault("H1")
 def test_a_full_disk_does_not_end_the_run_here(tmp_path, caplog):
     ledger = Ledger(tmp_path)  # a folder cannot be written to
     for step in range(3):

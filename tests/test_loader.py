@@ -113,6 +113,7 @@ def test_a_rate_follows_the_step_wherever_a_stream_is_taken_up(shards):
     assert shares(13) == whole[13:]
 
 
+@pytest.mark.fault("C8")
 def test_a_world_that_does_not_divide_the_micro_batches_is_told_which_do():
     with pytest.raises(ValueError, match=r"3 processes cannot share 4 micro-batches.*use one of 1, 2, 4"):
         check_world(4, 3)

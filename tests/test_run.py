@@ -148,7 +148,7 @@ def test_a_signal_saves_at_the_steps_end_and_resuming_ends_alike(unbroken, melod
     mmpre.resume(run)  # finished: says so and returns
 
 
-@pytest.mark.fault("I11", "F8")
+@pytest.mark.fault("I11", "F8", "A14", "C9")
 def test_other_data_and_changed_settings_are_refused_and_moved_shards_are_not(unbroken, melodies, tmp_path):
     moved = tmp_path / "moved"
     moved.mkdir()
@@ -165,6 +165,7 @@ def test_other_data_and_changed_settings_are_refused_and_moved_shards_are_not(un
         mmpre.train(TONES, out=unbroken, **numbers(melodies))
 
 
+@pytest.mark.fault("A18")
 def test_too_few_samples_is_an_error_not_a_hang(melodies, tmp_path):
     with pytest.raises(ValueError, match="a step takes 500 rows, the data has 40 units"):
         mmpre.train(TONES, out=tmp_path / "few", data=shards(melodies, "valid"), batch=500)
@@ -176,7 +177,7 @@ def test_a_loss_that_is_not_finite_skips_the_step_names_the_samples_and_then_sto
     folder.mkdir()
     with webdataset.ShardWriter(str(folder / "train-%03d.tar"), verbose=0) as sink:
         for i in range(64):
-            sink.write({"__key__": f"m{i:02d}", "notes": b"1 2 3 4" if i != 5 else b"1 inf 3 nan"})
+            sink.write({"__key__": f"m{i:02d}", "notes": b"1 2 3 4" if i != 5 else b"1 3e38 3 -3e38"})
     run = mmpre.train(
         TONES, out=tmp_path / "run", data=shards(folder, "train"), steps=12,
         options=RunOptions(workers=0, exact=True, log_every=1),

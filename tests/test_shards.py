@@ -51,6 +51,7 @@ def test_members_far_apart_and_empty_ones_are_read(tmp_path):
     assert everything(ShardReader(open_shards(tmp_path))) == some
 
 
+@pytest.mark.fault("A5", "B2")
 def test_a_flipped_payload_bit_costs_that_sample_alone_and_is_named(folder, made):
     shards = open_shards(folder)
     path = folder / NAMES[1]
@@ -83,6 +84,7 @@ def test_a_shard_that_was_cut_costs_its_last_sample(folder, made):
     assert reader.read(5) == made[1]["1-000"]
 
 
+@pytest.mark.fault("A8")
 def test_the_same_keys_in_two_shards_are_never_joined(tmp_path):
     one, two = samples(2), samples(2, suffixes=("cls",))
     whole = tar(entries(one))
@@ -128,6 +130,7 @@ class Flaky:
         return self.real(handle, size, offset)
 
 
+@pytest.mark.fault("H4")
 @pytest.mark.parametrize("faults", [[5, 5], ["short"] * 5, ["nothing", 116], ["wrong"], [5, "short", "wrong", 5]])
 def test_passing_faults_of_storage_change_nothing(folder, made, monkeypatch, faults):
     reader = ShardReader(open_shards(folder), wait_s=0.001)
@@ -137,6 +140,7 @@ def test_passing_faults_of_storage_change_nothing(folder, made, monkeypatch, fau
     assert flaky.calls > 1 and not flaky.faults
 
 
+@pytest.mark.fault("H4")
 def test_lasting_faults_of_storage_stop_the_run_and_are_no_damage(folder, monkeypatch):
     reader = ShardReader(open_shards(folder), wait_s=0.001, tries=3)
     flaky = Flaky([5] * 100)
@@ -148,6 +152,7 @@ def test_lasting_faults_of_storage_stop_the_run_and_are_no_damage(folder, monkey
     assert flaky.calls == 3
 
 
+@pytest.mark.fault("A16")
 def test_a_shard_that_vanishes_changes_size_or_shrinks_while_open_stops_the_run(folder, made):
     reader = ShardReader(open_shards(folder), wait_s=0.001)
     assert reader.read(0) == made[0]["0-000"]
@@ -163,6 +168,7 @@ def test_a_shard_that_vanishes_changes_size_or_shrinks_while_open_stops_the_run(
     assert reader.read(3) == made[0]["0-003"]
 
 
+@pytest.mark.fault("A13")
 def test_verify_lists_every_shard_whose_content_changed(folder):
     shards = open_shards(folder)
     reader = ShardReader(shards)
@@ -179,6 +185,7 @@ def test_verify_lists_every_shard_whose_content_changed(folder):
 # ---- handles and processes ----
 
 
+@pytest.mark.fault("H5")
 def test_few_files_are_held_open_and_a_limit_is_named(folder, made, monkeypatch):
     reader = ShardReader(open_shards(folder), files=2, wait_s=0.001)
     for number in (0, 5, 10, 1, 14):

@@ -154,6 +154,8 @@ def _expand(urls: Sequence[str | Path]) -> tuple[list[Path | str], list[tuple[st
 
 def _paths(url: str) -> list[Path | str]:
     """Local files, and urls of shards that must be fetched, which stay text."""
+    if not url or "\0" in url:
+        raise ShardError([(repr(url), "is no path; give a file, a folder or a pattern")])
     scheme = scheme_of(url)
     if scheme == "file":
         url = unquote(urlsplit(url).path)

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mmpre.data.index import open_shards
 from mmpre.data.shards import CorruptSample, ShardReader
@@ -48,12 +49,13 @@ def show(told: Mapping[str, Any], console: Console | None = None) -> None:
         table.add_column(column, justify="left" if column == "member" else "right")
     for suffix, one in told["members"].items():
         size = f"{one['bytes'] / one['count']:,.0f} bytes"
-        table.add_row(f".{printable(suffix)}", f"{one['count']:,}", f"{one['missing']:,}", size)
+        table.add_row(Text(f".{printable(suffix)}"), f"{one['count']:,}", f"{one['missing']:,}", size)
     console.print(table)
     for shard, causes in told["problems"].items():
-        console.print(f"[yellow]{printable(shard)}: " + ", ".join(f"{cause} {n}" for cause, n in causes.items()))
+        lost = ", ".join(f"{cause} {n}" for cause, n in causes.items())
+        console.print(f"{printable(shard)}: {lost}", style="yellow", markup=False, highlight=False)
     for sample in told["first"]:
-        console.print(f"\n[bold]{printable(sample['key'])}")
+        console.print(f"\n{printable(sample['key'])}", style="bold", markup=False, highlight=False)
         for suffix, text in sample["members"].items():
             console.print(f"  .{printable(suffix)}  {text}", markup=False, highlight=False)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpre.data.tar import printable
+from mmpre.metrics import append
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +80,7 @@ class Ledger:
     def _append(self, lines: str) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="ascii") as file:
-                file.write(lines)
+            append(self.path, lines)
         except OSError as e:  # holes are still counted; a full disk must not end a run here
             if self._writes:
                 log.warning("%s cannot be written (%s); holes are only counted from here on", self.path, e)

@@ -173,9 +173,14 @@ class Mixture:
             return told[0]
         named = {n: one | {"weight": w} for n, one, w in zip(self.names, told, self.weights, strict=True)}
         return {
-            "fingerprint": hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest(),
+            "fingerprint": hashlib.sha256(json.dumps(_unnamed(named), sort_keys=True).encode()).hexdigest(),
             "samples": sum(one["samples"] for one in told), "units": len(self), "sources": named,
         }  # fmt: skip
+
+
+def _unnamed(named: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
+    """What the sources hold, without their shards' names: a shard may be renamed."""
+    return {name: {key: value for key, value in one.items() if key != "shards"} for name, one in named.items()}
 
 
 class Stream:

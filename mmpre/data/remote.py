@@ -58,7 +58,7 @@ def check_scheme(url: str) -> None:
     scheme = scheme_of(url)
     if scheme == "pipe":
         what = "is a `pipe:` url, which would run its text as a shell command; download the shard and give its path"
-        raise ShardError([(url, f"{what}. Data is never allowed to run code")])
+        raise ShardError([("pipe:...", f"{what}. Data is never allowed to run code")])
     if scheme in ("http", "https"):
         return
     from fsspec.registry import known_implementations

@@ -5,8 +5,9 @@ member that cannot be read raises `BadMember`, which costs that sample alone.
 """
 
 import io
-import struct
+import math
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 from mmpre.strict_json import JSONError, parse
 
 MAX_TEXT_BYTES = 4 << 20
+MAX_ARRAY_BYTES = 256 << 20
 MAX_PIXELS = 64 << 20
 IMAGE_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP"}
 
@@ -69,7 +71,7 @@ class Sample:
     def json(self, suffixes: Sequence[str] = ("json",)) -> Any:
         suffix, data = self.bytes(suffixes)
         try:
-            return parse(data)
+            return parse(data, max_bytes=MAX_TEXT_BYTES)
         except JSONError as e:
             raise BadMember("bad JSON", suffix, str(e)) from None
 
@@ -88,20 +90,41 @@ class Sample:
             if picture.width * picture.height > MAX_PIXELS:
                 size = f"{picture.width} x {picture.height}"
                 raise BadMember("picture too large", suffix, f"{size} pixels, at most {MAX_PIXELS:,} are decoded")
-            ImageOps.exif_transpose(picture, in_place=True)
-            if picture.mode.startswith("I;16"):  # Pillow would cut, not scale, sixteen bits
-                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-            if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
             picture.load()
-            return picture if picture.mode == "RGB" else picture.convert("RGB")
-        except BadMember:
+            ImageOps.exif_transpose(picture, in_place=True)
+        except (BadMember, MemoryError):
             raise
-        except (OSError, ValueError, SyntaxError, EOFError, struct.error, IndexError) as e:
-            raise BadMember("broken picture", suffix, f"cannot be decoded ({str(e)[:200]})") from None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
             raise BadMember("picture too large", suffix, str(e)[:200]) from None
+        except Exception as e:  # foreign bytes can make a decoder raise anything
+            raise BadMember("broken picture", suffix, f"cannot be decoded ({str(e)[:200]})") from None
+        if picture.mode.startswith("I"):  # Pillow would cut, not scale, sixteen bits
+            picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
+        if picture.has_transparency_data:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+    def array(self, suffixes: Sequence[str] = ("npy",)) -> np.ndarray:
+        """A member as an array of numbers (.npy, little-endian), which may not claim more bytes than it has."""
+        suffix, data = self.bytes(suffixes)
+        return _array(data, suffix)
+
+    def arrays(self, suffixes: Sequence[str] = ("npz",)) -> dict[str, np.ndarray]:
+        """A member as named arrays (.npz); together at most 256 MiB, by what it says and by what comes."""
+        suffix, data = self.bytes(suffixes)
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as file:
+                files = {info.filename.removesuffix(".npy"): info for info in file.infolist()}
+                claimed = sum(info.file_size for info in files.values())
+                if claimed > MAX_ARRAY_BYTES:
+                    detail = f"its arrays would take {claimed:,} bytes, at most {MAX_ARRAY_BYTES:,} are read"
+                    raise BadMember("array too large", suffix, detail)
+                return {name: _array(_at_most(file, info), suffix) for name, info in files.items()}
+        except (BadMember, MemoryError):
+            raise
+        except Exception as e:
+            raise BadMember("broken array", suffix, f"is no .npz file ({str(e)[:200]})") from None
 
     def tensors(self, suffixes: Sequence[str]) -> dict[str, Tensor]:
         """A member as named tensors (safetensors)."""
@@ -110,3 +133,31 @@ class Sample:
             return safetensors.torch.load(data)
         except Exception as e:  # the library's own error class is not public
             raise BadMember("broken tensors", suffix, f"not safetensors ({str(e)[:200]})") from None
+
+
+def _array(data: bytes, suffix: str) -> np.ndarray:
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, columns_first, kind = read(file)
+    except Exception as e:
+        raise BadMember("broken array", suffix, f"is no .npy file ({str(e)[:200]})") from None
+    if kind.hasobject or kind.kind not in "biufc":
+        raise BadMember(
+            "array of objects", suffix, f"holds {kind}, wanted numbers; objects are pickles, which may run code"
+        )
+    count, left = math.prod(shape), len(data) - file.tell()  # in Python's integers: a shape may claim any size
+    if count * kind.itemsize != left:
+        raise BadMember("broken array", suffix, f"shape {list(shape)} of {kind} does not fit its {left:,} bytes")
+    array = np.frombuffer(data, kind, count, file.tell()).reshape(shape, order="F" if columns_first else "C")
+    return array.astype(kind.newbyteorder("="))
+
+
+def _at_most(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """A member of an archive, which may not hold more than it claims."""
+    with file.open(info) as member:
+        data = member.read(info.file_size + 1)
+    if len(data) != info.file_size:
+        raise ValueError(f"{info.filename} has another size than it claims")
+    return data

@@ -207,16 +207,17 @@ def open_index(path: Path | str, *, build: bool = True, folder: Path | None = No
     version. Raises ShardError as `index_shard` does, and if there is no index and `build` is False."""
     path = Path(path)
     for where in _places(path, folder):
-        if not where.is_file():
-            continue
         try:
+            if not where.is_file():
+                continue
             index = _map(path, where)
             index.check()
             return index
         except StaleIndexError as e:
             log.warning("the index %s %s; %s", where, e, "it is built again" if build else "it is not used")
         except OSError as e:
-            raise ShardError([(str(path), f"cannot be read ({e.strerror or e})")]) from None
+            what = f"cannot be read ({e.strerror or e}); check the path and its permissions"
+            raise ShardError([(str(path), what)]) from None
     if not build:
         raise ShardError([(str(path), "has no index; make one with `mmpre data index`")])
     log.info("indexing %s", path)

@@ -18,6 +18,7 @@ from mmpre.modality import Reader
 
 log = logging.getLogger(__name__)
 KEPT_BYTES = 64 << 20  # of samples that are cut into windows, so that each window does not read all of its sample again
+NAMED_SHARDS = 2000  # in a run's record, to say which of them differ
 
 
 class TooFewSamplesError(ValueError):
@@ -74,7 +75,10 @@ class Units:
 
     def describe(self) -> dict[str, object]:
         """What a run records of its data."""
-        return {"fingerprint": self.shards.fingerprint, "samples": len(self.shards), "units": len(self)}
+        told = {"fingerprint": self.shards.fingerprint, "samples": len(self.shards), "units": len(self)}
+        if len(self.shards.indexes) <= NAMED_SHARDS:
+            told["shards"] = [[index.path.name, index.digest[:16]] for index in self.shards.indexes]
+        return told
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_kept": OrderedDict(), "_kept_bytes": 0}

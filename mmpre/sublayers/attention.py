@@ -88,7 +88,7 @@ class CrossAttention(nn.Module):
 
 
 def _check(who: str, width: int, heads: int, dropout: float) -> None:
-    if width % heads:
+    if heads < 1 or width < 1 or width % heads:
         raise ValueError(f"{who}: width must be a multiple of heads, got width {width} and {heads} heads")
     if not 0 <= dropout < 1:
         raise ValueError(f"{who}: dropout must be at least 0 and below 1, got {dropout}; a tenth is 0.1")
