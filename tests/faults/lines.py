@@ -54,6 +54,11 @@ LINES = {
     "S22": Line("memory growth over 20,000 samples / descriptors / processes and shared memory left", "~0 / 0 / 0"),
     "S23": Line("export against checkpoint: largest difference", "0"),
     "S24": Line("faults whose error names what is broken and the way out", ">= 95 %", hard=False),
+    # for comparison: the same faults on what people use today
+    "V1": Line("webdataset, damage as in S6: found / false pairs / healthy samples lost", "for comparison", hard=False),
+    "V2": Line("torchdata's StatefulDataLoader, resumed with other workers: samples", "for comparison", hard=False),
+    "V3": Line("flipped bits found on load: torch.save, DCP, safetensors", "for comparison", hard=False),
+    "V4": Line("full disk: the checkpoint before, of torch.save, DCP, safetensors", "for comparison", hard=False),
 }
 TAKES: dict[str, Take] = {}
 REASONS: dict[str, str] = {}
