@@ -80,8 +80,11 @@ KINDS = ("A1 cut in a member", "A2 cut between members", "A3 cut in a header", "
 NEEDS_INDEX = ("A5 bit in a member", "A13 replaced")
 
 
-def by_mmpre(paths: list[Path]) -> tuple[Found, bool]:
-    """What mmpre reads of some shards, and whether it noticed anything. A refused shard is left out, as told to."""
+def by_mmpre(paths: list[Path], before: str | None) -> tuple[Found, bool]:
+    """What mmpre reads of some shards, and whether it noticed anything. A refused shard is left out, as told to.
+
+    `before` is the data's fingerprint when a run began on it: with another one the run is not resumed.
+    """
     logging.getLogger("mmpre").setLevel(logging.ERROR)
     found, noticed = {}, False
     for path in paths:
@@ -91,6 +94,8 @@ def by_mmpre(paths: list[Path]) -> tuple[Found, bool]:
             noticed = True
             continue
         noticed |= bool(shards.problems())
+        if path == paths[0] and before is not None:
+            noticed |= shards.fingerprint != before
         reader = ShardReader(shards)
         for i in range(len(shards)):
             try:
@@ -101,7 +106,7 @@ def by_mmpre(paths: list[Path]) -> tuple[Found, bool]:
     return found, noticed
 
 
-def by_webdataset(paths: list[Path]) -> tuple[Found, bool]:
+def by_webdataset(paths: list[Path], before: str | None) -> tuple[Found, bool]:
     """What webdataset's reader delivers with a handler that goes on, and whether the handler was told of anything."""
     import webdataset
 
@@ -120,7 +125,9 @@ def by_webdataset(paths: list[Path]) -> tuple[Found, bool]:
     return found, bool(told)
 
 
-def take(folder: Path, read: Callable[[list[Path]], tuple[Found, bool]], *, indexed: bool) -> dict[str, int]:
+def take(
+    folder: Path, read: Callable[[list[Path], str | None], tuple[Found, bool]], *, indexed: bool
+) -> dict[str, int]:
     """Damage shards in every way; count what was not noticed, falsely joined, and lost though healthy."""
     counts = {"faults": 0, "unnoticed": 0, "false pairs": 0, "healthy": 0, "healthy lost": 0}
     whole = {name: tar(entries(made(name))) for name in ("a", "b")}
@@ -134,11 +141,11 @@ def take(folder: Path, read: Callable[[list[Path]], tuple[Found, bool]], *, inde
             path.write_bytes(whole[path.stem])
         # a tar holds no checksum of a member's bytes: what was flipped or replaced before the index, nothing can tell
         after = indexed and (seed // len(KINDS) % 2 == 1 or kind in NEEDS_INDEX)
-        if after:  # the damage comes after the index was made
-            open_shards(paths)
+        # the damage comes before or after the index was made
+        before = open_shards(paths[0]).fingerprint if after else None
         broken, touched = damage(kind, whole["a"], dice)
         paths[0].write_bytes(broken)
-        found, noticed = read(paths)
+        found, noticed = read(paths, before)
         healthy = {("a", f"{i:06d}") for i in range(SAMPLES) if i not in touched}
         healthy |= {("b", f"{i:06d}") for i in range(SAMPLES)}
         true = {("a", key): one for key, one in made("a").items()} | {("b", key): one for key, one in made("b").items()}
