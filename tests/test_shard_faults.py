@@ -101,11 +101,12 @@ def test_a_shard_that_vanishes_while_training_stops_the_run_with_its_name_and_no
     made, real = [], MicroBatches._make
 
     def vanish(self, slot):
-        self.units.reader.wait_s = 0.001
+        reader = self.units.parts[0].reader
+        reader.wait_s = 0.001
         made.append(slot.step)
         if slot.step == 5:
             os.rename(paths[1], paths[1] + ".gone")
-            self.units.reader.close()
+            reader.close()
         return real(self, slot)
 
     monkeypatch.setattr(MicroBatches, "_make", vanish)
