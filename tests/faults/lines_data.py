@@ -3,11 +3,13 @@
 import io
 import logging
 import random
+import signal
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lines import Figure, line
@@ -19,9 +21,31 @@ from mmpre.data.sample import Sample
 from mmpre.data.shards import CorruptSample, ShardReader, shard_writer
 
 FAULTS = 200
+LIMIT_SECONDS = 3.0  # for reading two shards of 30 kB
 SAMPLES = 8
 SUFFIXES = ("jpg", "json", "txt")
 Found = dict[tuple[str, str], dict[str, bytes]]  # by shard and key
+
+
+class TooLongError(BaseException):
+    """Not an Exception, which a reader's handler may pass over."""
+
+
+def within(seconds: float, call: Callable[[], Any]) -> Any:
+    """Call, or raise TooLongError; the alarm that was set before goes on."""
+
+    def ring(number: int, frame: object) -> None:
+        raise TooLongError
+
+    handler, begun = signal.signal(signal.SIGALRM, ring), time.monotonic()
+    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        return call()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, max(0.1, left - (time.monotonic() - begun)))
 
 
 def made(shard: str) -> dict[str, dict[str, bytes]]:
@@ -129,7 +153,7 @@ def take(
     folder: Path, read: Callable[[list[Path], str | None], tuple[Found, bool]], *, indexed: bool
 ) -> dict[str, int]:
     """Damage shards in every way; count what was not noticed, falsely joined, and lost though healthy."""
-    counts = {"faults": 0, "unnoticed": 0, "false pairs": 0, "healthy": 0, "healthy lost": 0}
+    counts = {"faults": 0, "unnoticed": 0, "false pairs": 0, "healthy": 0, "healthy lost": 0, "hangs": 0}
     whole = {name: tar(entries(made(name))) for name in ("a", "b")}
     kinds: dict[str, list[int]] = {}
     for seed in range(FAULTS):
@@ -145,22 +169,28 @@ def take(
         before = open_shards(paths[0]).fingerprint if after else None
         broken, touched = damage(kind, whole["a"], dice)
         paths[0].write_bytes(broken)
-        found, noticed = read(paths, before)
+        counts["faults"] += 1
+        row = kinds.setdefault(kind, [0, 0, 0, 0, 0])
+        row[0] += 1
+        try:
+            found, noticed = within(LIMIT_SECONDS, lambda paths=paths, before=before: read(paths, before))
+        except TooLongError:  # a reader that never comes back has told nothing, but nobody trains on it either
+            counts["hangs"] += 1
+            row[4] += 1
+            continue
         healthy = {("a", f"{i:06d}") for i in range(SAMPLES) if i not in touched}
         healthy |= {("b", f"{i:06d}") for i in range(SAMPLES)}
         true = {("a", key): one for key, one in made("a").items()} | {("b", key): one for key, one in made("b").items()}
         lost = sum(found.get(place) != true[place] for place in healthy)
         joined = sum(_false(members) for members in found.values())
         intact = all(found.get(place) == one for place, one in true.items())
-        counts["faults"] += 1
         counts["unnoticed"] += not (noticed or intact or (kind in NEEDS_INDEX and not after))
         counts["false pairs"] += joined
         counts["healthy"] += len(healthy)
         counts["healthy lost"] += lost
-        row = kinds.setdefault(kind, [0, 0, 0, 0])
-        for i, value in enumerate((1, not (noticed or intact), joined, lost)):
+        for i, value in enumerate((not (noticed or intact), joined, lost), start=1):
             row[i] += value
-    return counts | {"by kind: faults, unnoticed, false pairs, healthy lost": kinds}
+    return counts | {"by kind: faults, unnoticed, false pairs, healthy lost, hangs": kinds}
 
 
 def _false(members: dict[str, bytes]) -> bool:
@@ -169,7 +199,7 @@ def _false(members: dict[str, bytes]) -> bool:
 
 
 def _shown(counts: dict[str, int]) -> str:
-    share = 1 - counts["unnoticed"] / counts["faults"]
+    share = 1 - (counts["unnoticed"] + counts["hangs"]) / counts["faults"]
     return (
         f"{share:.1%} of {counts['faults']} / {counts['false pairs']} / {counts['healthy lost']} of {counts['healthy']}"
     )
@@ -178,7 +208,7 @@ def _shown(counts: dict[str, int]) -> str:
 @line("S6")
 def damaged_shards(folder: Path) -> Figure:
     counts = take(folder, by_mmpre, indexed=True)
-    good = not (counts["unnoticed"] or counts["false pairs"] or counts["healthy lost"])
+    good = not any(counts[name] for name in ("unnoticed", "false pairs", "healthy lost", "hangs"))
     return Figure(_shown(counts), good, counts)
 
 
@@ -186,7 +216,10 @@ def damaged_shards(folder: Path) -> Figure:
 def damaged_shards_by_webdataset(folder: Path) -> Figure:
     """Flipped bytes of a member and a replaced shard cannot be told without an index, so that is not asked of it."""
     counts = take(folder, by_webdataset, indexed=False)
-    return Figure(f"{_shown(counts)}, webdataset {version('webdataset')}, a handler that goes on", True, counts)
+    hangs = f"{counts['hangs']} without end within {LIMIT_SECONDS:g} s"
+    return Figure(
+        f"{_shown(counts)}, {hangs}, webdataset {version('webdataset')}, a handler that goes on", True, counts
+    )
 
 
 @line("S17")
