@@ -147,15 +147,17 @@ def load(path: Path) -> Checkpoint:
         if whole["blake2b"] != _digest_of(manifest):
             raise JSONError("it does not fit its own digest")
     except (JSONError, KeyError, TypeError) as e:
-        raise CheckpointError(f"checkpoint {path} has no valid manifest: {e}") from None
+        raise CheckpointError(f"checkpoint {path} has no valid manifest: {e}; use another one") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         came = manifest.get("format") if isinstance(manifest, dict) else "none"
-        raise CheckpointError(f"checkpoint {path} has format {came}, this version of mmpre reads {FORMAT}")
+        told = f"checkpoint {path} has format {came}, this version of mmpre reads {FORMAT}"
+        raise CheckpointError(f"{told}; use the version that wrote it")
     try:
         step, aliases, files = manifest["step"], manifest["aliases"], dict(manifest["files"])
         wanted = {STATE, *(f"{stem}.safetensors" for stem in aliases)}
         if set(files) != wanted or not isinstance(step, int):
-            raise CheckpointError(f"checkpoint {path}: the manifest names {sorted(files)}, wanted {sorted(wanted)}")
+            told = f"checkpoint {path}: its files are {sorted(files)}, wanted {sorted(wanted)}"
+            raise CheckpointError(f"{told}; copy it again")
         for name, about in files.items():
             _verify(path, name, about)
         return Checkpoint(path, step, read_json(path / STATE), aliases)
@@ -264,15 +266,16 @@ def _digest(path: Path) -> str:
 
 def _verify(path: Path, name: str, about: Mapping[str, Any]) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_]+\.(safetensors|json)", name):
-        raise CheckpointError(f"checkpoint {path}: the manifest names a file {name!r}, which may not be")
+        raise CheckpointError(f"checkpoint {path}: the manifest names a file {name!r}, which may not be; remove it")
     file = path / name
     if file.is_symlink() or not file.is_file():
-        raise CheckpointError(f"checkpoint {path}: {name} is missing")
+        raise CheckpointError(f"checkpoint {path}: {name} is missing; copy it again, or use another one")
     size = file.stat().st_size
     if size != about["size"]:
-        raise CheckpointError(f"checkpoint {path}: {name} has {size} bytes, its manifest says {about['size']}")
+        told = f"checkpoint {path}: {name} has {size} bytes, its manifest says {about['size']}"
+        raise CheckpointError(f"{told}; copy it again")
     if _digest(file) != about["blake2b"]:
-        raise CheckpointError(f"checkpoint {path}: {name} does not fit its digest; it was damaged after it was written")
+        raise CheckpointError(f"checkpoint {path}: {name} does not fit its digest: damaged; copy it again")
 
 
 def _steps(folder: Path) -> list[Path]:

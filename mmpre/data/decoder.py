@@ -167,7 +167,7 @@ class Decoder:
 
     def _end(self, cause: str, detail: str) -> None:
         self.close()
-        raise _ChildEndedError(cause, detail)
+        raise _ChildEndedError(cause, f"{detail}; leave the file out, or write it again")
 
 
 class _ChildEndedError(Exception):

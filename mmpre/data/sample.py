@@ -59,13 +59,14 @@ class Sample:
         """A member as text: UTF-8, not empty, at most 4 MiB, NUL taken out."""
         suffix, data = self.bytes(suffixes)
         if len(data) > MAX_TEXT_BYTES:
-            raise BadMember("text too long", suffix, f"{len(data):,} bytes, at most {MAX_TEXT_BYTES:,} are read")
+            detail = f"{len(data):,} bytes, at most {MAX_TEXT_BYTES:,} are read; cut it"
+            raise BadMember("text too long", suffix, detail)
         try:
             text = data.decode("utf-8").replace("\0", "")
         except UnicodeDecodeError as e:
             raise BadMember("not UTF-8", suffix, f"byte {e.start} is not UTF-8; convert the file") from None
         if not text.strip():
-            raise BadMember("empty text", suffix, "there is no text in it")
+            raise BadMember("empty text", suffix, "there is no text in it; leave the sample out")
         return text
 
     def json(self, suffixes: Sequence[str] = ("json",)) -> Any:
@@ -86,18 +87,21 @@ class Sample:
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 picture = Image.open(io.BytesIO(data), formats=sorted(set(IMAGE_FORMATS.values())))
             if picture.format != IMAGE_FORMATS.get(suffix, picture.format):
-                raise BadMember("wrong type", suffix, f"its content is {picture.format}, not {IMAGE_FORMATS[suffix]}")
+                raise BadMember(
+                    "wrong type", suffix,
+                    f"its content is {picture.format}, not {IMAGE_FORMATS[suffix]}; give it the suffix that it is",
+                )  # fmt: skip
             if picture.width * picture.height > MAX_PIXELS:
-                size = f"{picture.width} x {picture.height}"
-                raise BadMember("picture too large", suffix, f"{size} pixels, at most {MAX_PIXELS:,} are decoded")
+                size = f"{picture.width} x {picture.height} pixels"
+                raise BadMember("picture too large", suffix, f"{size}, at most {MAX_PIXELS:,} are decoded; shrink it")
             picture.load()
             ImageOps.exif_transpose(picture, in_place=True)
         except (BadMember, MemoryError):
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-            raise BadMember("picture too large", suffix, str(e)[:200]) from None
+            raise BadMember("picture too large", suffix, f"{str(e)[:200]}; shrink it") from None
         except Exception as e:  # foreign bytes can make a decoder raise anything
-            raise BadMember("broken picture", suffix, f"cannot be decoded ({str(e)[:200]})") from None
+            raise BadMember("broken picture", suffix, f"cannot be decoded ({str(e)[:200]}); write it again") from None
         if picture.mode.startswith("I"):  # Pillow would cut, not scale, sixteen bits
             picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
         if picture.has_transparency_data:
@@ -124,7 +128,7 @@ class Sample:
         except (BadMember, MemoryError):
             raise
         except Exception as e:
-            raise BadMember("broken array", suffix, f"is no .npz file ({str(e)[:200]})") from None
+            raise BadMember("broken array", suffix, f"is no .npz file ({str(e)[:200]}); write it again") from None
 
     def tensors(self, suffixes: Sequence[str]) -> dict[str, Tensor]:
         """A member as named tensors (safetensors)."""
@@ -132,7 +136,7 @@ class Sample:
         try:
             return safetensors.torch.load(data)
         except Exception as e:  # the library's own error class is not public
-            raise BadMember("broken tensors", suffix, f"not safetensors ({str(e)[:200]})") from None
+            raise BadMember("broken tensors", suffix, f"not safetensors ({str(e)[:200]}); write it again") from None
 
 
 def _array(data: bytes, suffix: str) -> np.ndarray:
@@ -142,14 +146,15 @@ def _array(data: bytes, suffix: str) -> np.ndarray:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, columns_first, kind = read(file)
     except Exception as e:
-        raise BadMember("broken array", suffix, f"is no .npy file ({str(e)[:200]})") from None
+        raise BadMember("broken array", suffix, f"is no .npy file ({str(e)[:200]}); write it again") from None
     if kind.hasobject or kind.kind not in "biufc":
         raise BadMember(
             "array of objects", suffix, f"holds {kind}, wanted numbers; objects are pickles, which may run code"
         )
     count, left = math.prod(shape), len(data) - file.tell()  # in Python's integers: a shape may claim any size
     if count * kind.itemsize != left:
-        raise BadMember("broken array", suffix, f"shape {list(shape)} of {kind} does not fit its {left:,} bytes")
+        detail = f"shape {list(shape)} of {kind} does not fit its {left:,} bytes; write it again"
+        raise BadMember("broken array", suffix, detail)
     array = np.frombuffer(data, kind, count, file.tell()).reshape(shape, order="F" if columns_first else "C")
     return array.astype(kind.newbyteorder("="))
 
