@@ -58,6 +58,8 @@ CASES = [
     # Chen et al. 2019, section 3.1: 86M and 303M, which is without the tables of words and positions
     Case("uniter", "base", 28_996, stated=86, counts="image encoder"),
     Case("uniter", "large", 28_996, rows=2, stated=303, counts="image encoder"),
+    # Portes et al. 2023, section 3: 137M
+    Case("mosaicbert", "base", 30_522, stated=137, counts="modalities encoder"),
     # Dosovitskiy et al. 2020, table 1: 86M and 307M, without MAE's decoder
     Case("mae", "base", rows=16, stated=86, counts="modalities encoder"),
     Case("mae", "large", rows=8, stated=307, counts="modalities encoder"),
