@@ -205,12 +205,12 @@ class Plan:
         """What flex_attention reads: which blocks of the whole packed batch it may pass over, and the rule within."""
         row_N, row_M = (layout.row_N.to(self.device) for layout in (self.layout, self.read))
 
-        def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            return (row_N[q] == row_M[k]) & self.rule(q, k)
-
         # compiled where it matters: otherwise all pairs of tokens of the batch would be written out
         fast = self.device.type == "cuda"
-        return create_block_mask(allowed, None, None, len(row_N), len(row_M), self.device, _compile=fast)
+        return create_block_mask(
+            lambda b, h, q, k: (row_N[q] == row_M[k]) & self.rule(q, k),
+            None, None, len(row_N), len(row_M), self.device, _compile=fast,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

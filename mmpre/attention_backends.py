@@ -182,17 +182,15 @@ def _varlen(q_NHK: Tensor, k_MHK: Tensor, v_MHK: Tensor, plan: Plan, bias: Bias 
 def _flex(q_NHK: Tensor, k_MHK: Tensor, v_MHK: Tensor, plan: Plan, bias: Bias | None, dropout: float) -> Tensor:
     if dropout:
         raise ValueError(f"flex attention: has no dropout, got {dropout}; unset MMPRE_ATTENTION, or train without it")
-    score_mod = None
-    if bias is not None:
-        added = bias.by_place(q_NHK, plan.position_N)
-
-        def score_mod(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            return score + added(h, q, k)
-
+    score_mod = None if bias is None else _adding(bias.by_place(q_NHK, plan.position_N))
     q_1HNK, k_1HMK, v_1HMK = (x.transpose(0, 1).unsqueeze(0) for x in (q_NHK, k_MHK, v_MHK))
     flex = _compiled_flex() if q_NHK.device.type == "cuda" else flex_attention
     y_1HNK = flex(q_1HNK, k_1HMK, v_1HMK, score_mod=score_mod, block_mask=plan.block_mask)
     return y_1HNK.squeeze(0).transpose(0, 1)
+
+
+def _adding(added: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    return lambda score, b, h, q, k: score + added(h, q, k)
 
 
 @cache

@@ -27,15 +27,16 @@ def checked(record: Any, path: Path) -> dict[str, Any]:
         raise RunError(f"{path} must hold an object, got {type(record).__name__}; put back a copy of it")
     if record.get("format") != FORMAT:
         raise RunError(f"{path} has format {record.get('format')!r}, this version of mmpre reads format {FORMAT}")
+    begun = "data" in record  # a run of imported weights has none before its first start
     found = [
         f"{name} must be {'an object' if kind is dict else 'a list'}, got {type(record.get(name)).__name__}"
         for name, kind in _TYPES.items()
-        if not isinstance(record.get(name), kind)
+        if not isinstance(record.get(name), kind) and (begun or name != "data")
     ]
-    found = found or _recipe(record["recipe"]) + _options(record["options"]) + _data(record["data"])
+    found = found or _recipe(record["recipe"]) + _options(record["options"]) + _data(record.get("data", []))
     if not isinstance(record.get("scale", 0), str | None):
         found.append("scale must be a text or null")
-    if not isinstance(record.get("environment"), dict):
+    if begun and not isinstance(record.get("environment"), dict):
         found.append("environment must be an object")
     if not _copies(record.get("files", {}), record.get("numbers")):
         found.append("files must name copies in the run's folder, as files/NUMBER/NAME")

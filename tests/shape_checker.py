@@ -1,4 +1,4 @@
-"""What tests check the annotated shapes of mmpre with (see addopts in pyproject.toml); no other annotations."""
+"""Checks annotated shapes: `pytest --jaxtyping-packages=mmpre,shape_checker.check` (torch.compile meets no checker)."""
 
 from collections.abc import Callable
 from typing import Any, get_args
