@@ -50,10 +50,9 @@ def test_a_killed_owners_lock_is_free_even_while_its_forked_worker_lives(tmp_pat
     time.sleep(0.2)
     process.kill()
     process.wait()
-    with RunLock(tmp_path):
-        pass
-    with RunLock(tmp_path):
-        pass
+    for _ in range(2):
+        with RunLock(tmp_path) as lock:
+            assert f'"pid": {os.getpid()}' in lock.path.read_text()
 
 
 def test_signals_are_remembered_and_handlers_put_back():

@@ -270,4 +270,5 @@ def test_the_tiny_scale_learns_every_task(tokenizer):
 def test_scales_name_numbers_that_the_recipe_takes(tokenizer):
     for numbers in scales.values():
         with torch.device("meta"):
-            uniter(tokenizer=tokenizer, **numbers)
+            recipe = uniter(tokenizer=tokenizer, **numbers)
+        assert len(recipe.network.encoder.blocks) == numbers.get("depth", 12)
