@@ -33,7 +33,8 @@ def test_cases_name_recipes_and_scales_that_exist_and_base_is_the_default(monkey
     for case in CASES:
         assert case.scale in find_recipe(case.recipe).scales
     monkeypatch.setattr("mmpre.recipes.benchmarks.step.take_turns", lambda *arguments: {"mmpre": []})
-    assert [made.title for made in run(Settings())] == ["bert base, 4 rows", "uniter base, 4 rows", "mae base, 16 rows"]
+    titles = ["bert base, 4 rows", "uniter base, 4 rows", "mosaicbert base, 4 rows", "mae base, 16 rows"]
+    assert [made.title for made in run(Settings())] == titles
     assert [made.title for made in run(Settings(cases="bert large"))] == ["bert large, 2 rows"]
 
 
