@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmpre import checkpoint, gradients
+from mmpre import checkpoint, gradients, parallel
 from mmpre.average import trainable
 from mmpre.data.ledger import Ledger
 from mmpre.data.loader import MicroBatch, MicroBatches, slots, valid_slots
@@ -85,7 +85,7 @@ class Leg:
         self.averages = session.recipe.averages(number)
         for name, parameter in trainable(self.module).items():
             parameter.requires_grad_(not self.stage.frozen(name))
-        self.gradients = gradients.choose(self.options.parallel, session.root, self.processes, exact=self.options.exact)
+        self.gradients = parallel.choose(self.options.parallel, session.root, self.processes, exact=self.options.exact)
         self.trained = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         self.optimizer = self.stage.optimizer.build(self.trained.items())
         self.guard = SpikeGuard(self.options.spike)

@@ -17,7 +17,8 @@ class Reader(Protocol):
 
     `suffixes` names the sample's members it reads. A reader whose sample may be cut into windows (512 tokens, 15 s)
     also has `windows(sample) -> list[int]`, the model tokens in each window, and `digest`, a text that changes with
-    everything the lengths depend on; `sample.window` then says which window to read.
+    everything the lengths depend on; `sample.window` then says which window to read. A reader whose rows have at most
+    `sample.most` tokens, where that is a number, says so by `shortens = True`.
     """
 
     suffixes: tuple[str, ...]

@@ -15,7 +15,7 @@ from mmpre.evaluation.results import Evaluation
 from mmpre.modality import Reader
 from mmpre.objectives.protocol import InBatch, Objective
 from mmpre.optim import Optimizer
-from mmpre.schedules import BatchRamp
+from mmpre.schedules import BatchRamp, LengthRamp
 from mmpre.starts import Carry, Origin, Start
 from mmpre.view import View
 
@@ -64,7 +64,8 @@ class Stage:
 
     A stage goes on with the weights of the one before, after what `start` puts in place of some of them; optimizer,
     schedule and data begin anew but for what `carry` names. For rows that grow longer, let stages follow each other
-    whose readers cut other windows. `origin` is set by the recipe.
+    whose readers cut other windows, or, for a smooth growth, bound them by `length`; held-out rows have no bound.
+    `origin` is set by the recipe.
     """
 
     tasks: Sequence[Task]
@@ -84,6 +85,7 @@ class Stage:
     window: int = 4096
     max_tokens: int | None = None
     ramp: BatchRamp | None = None
+    length: LengthRamp | None = None
     start: Sequence[Start] = ()
     carry: Carry = field(default_factory=Carry)
     origin: Origin = field(default_factory=Origin)
@@ -113,6 +115,12 @@ class Stage:
             problems.append(f"clip must be above 0 (or None for no clipping), got {self.clip}")
         if self.ramp is not None and min(self.batch, self.micro_batches) > 0:
             problems += self.ramp.problems(self.batch, self.micro_batches)
+        if self.length is not None:
+            problems += [
+                f"task {task.name}: a length ramp needs a reader that can shorten rows (`shortens`), as TextReader can"
+                for task in self.tasks
+                if not any(getattr(reader, "shortens", False) for reader in task.readers)
+            ]
         if self.max_tokens is not None and self.max_tokens < 1:
             problems.append(f"max_tokens must be at least 1 (or None), got {self.max_tokens}")
         if problems:
@@ -134,6 +142,10 @@ class Stage:
         if self.ramp is not None:
             start, size = self.ramp.at(step, self.batch, self.micro_batches)
         return self.origin.data + start, size
+
+    def length_at(self, step: int) -> int | None:
+        """The most tokens that a step's rows may have of what a reader can shorten, or None for no bound."""
+        return None if self.length is None else self.length.at(step)
 
 
 @dataclass(frozen=True)

@@ -192,3 +192,24 @@ def _check(schedule: Schedule, warmup: int, total: int | None, floor: float, las
         problems.append(f"floor is a share of the peak, between 0 and 1, got {floor}")
     if problems:
         raise ValueError(f"{name}: " + "; ".join(problems))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthRamp:
+    """Rows of at most `first` tokens, a bound that grows linearly, over `steps` steps, to `last`; no bound after them.
+
+    Source: sequence length warm-up, Li et al. 2021, arXiv:2108.06084, where rows are cut off; here a longer row is
+    replaced by a shorter window of it (the reader's business), so that in other epochs other parts of it are read.
+    """
+
+    first: int
+    last: int
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not 1 <= self.first <= self.last:
+            raise ValueError(f"LengthRamp: wanted at least 1 step and 1 <= first <= last, got {self}")
+
+    def at(self, step: int) -> int | None:
+        """The most tokens that a row of a step may have; None where there is no bound any more."""
+        return None if step >= self.steps else self.first + (self.last - self.first) * step // self.steps

@@ -142,9 +142,12 @@ def open_vocabulary(tokenizer: str | Path | tokenizers.Tokenizer, specials: Sequ
 class TextReader:
     """Cuts a text into [CLS] pieces [SEP], at most `max_length` of them with the two.
 
-    A longer text is cut off, or, where `windowed`, becomes several windows of whole words, each a row of its own.
+    A longer text is cut off, or, where `windowed`, becomes several windows of whole words, each a row of its own. A
+    sample that asks for shorter rows (`Sample.most`) gives one of the shorter windows of what the row would be.
     Fields: ids; word, the number of a piece's word in its text (-1 for CLS and SEP); position, counted from 0.
     """
+
+    shortens = True
 
     def __init__(
         self,
@@ -175,6 +178,10 @@ class TextReader:
     def tokenize(self, sample: Sample, draw: Draw) -> Tokens:
         ids_W, word_W = self._pieces(sample)
         start, end = self._bounds(word_W)[sample.window] if self.windowed else (0, self._kept(ids_W))
+        if sample.most is not None and end - start + 2 > sample.most:
+            bounds = self._bounds(word_W[start:end], max(3, sample.most))
+            first, last = bounds[int(draw.uniform("shorter") * len(bounds))]
+            start, end = start + first, start + last
         return self.row(ids_W[start:end], word_W[start:end])
 
     def row(self, ids_W: Int[Tensor, "W"], word_W: Int[Tensor, "W"]) -> Tokens:
@@ -204,11 +211,11 @@ class TextReader:
     def _kept(self, ids_W: Int[Tensor, "W"]) -> int:
         return min(len(ids_W), self.max_length - 2)
 
-    def _bounds(self, word_W: Int[Tensor, "W"]) -> list[tuple[int, int]]:
+    def _bounds(self, word_W: Int[Tensor, "W"], most: int | None = None) -> list[tuple[int, int]]:
         """Windows as full as whole words allow; only a word longer than a window is cut."""
         bounds, start, words = [], 0, word_W.numpy()
         while start < len(words):
-            end = start + self.max_length - 2
+            end = start + (self.max_length if most is None else most) - 2
             if end < len(words):
                 first = end
                 while first > start and words[first - 1] == words[end]:

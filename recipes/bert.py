@@ -3,8 +3,9 @@
 Paper    Devlin et al. 2018, "BERT: Pre-training of Deep Bidirectional Transformers", arXiv:1810.04805
 Follows  the masked language model: 15 percent of word pieces, of those 80 masked, 10 random, 10 kept; sizes, AdamW
 Differs  no next-sentence task, and rows are windows of whole words from one text (both as RoBERTa, arXiv:1907.11692);
-         one length for the whole run, where the authors train on 128 pieces for nine tenths of it; bytes unless a
-         tokenizer is given (theirs: 30,522 uncased word pieces)
+         one length for the whole run, where the authors train on 128 pieces for nine tenths of it (recipes/
+         two_stage.py; `first_length` lets rows grow smoothly); bytes unless a tokenizer is given (theirs: 30,522
+         uncased word pieces)
 Expect   not run at paper scale
 Run      mmpre train bert --scale tiny --data "text/*.tar"
 """
@@ -17,6 +18,7 @@ from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
 from mmpre.optim import AdamW, Linear
 from mmpre.recipe import Recipe, Stage, Task
+from mmpre.schedules import LengthRamp
 from mmpre.view import View
 
 
@@ -28,6 +30,8 @@ def bert(
     depth: int = 12,  # layers
     heads: int = 12,  # of attention
     length: int = 512,  # tokens in a window at most, [CLS] and [SEP] included
+    first_length: int = 0,  # tokens in a row at first, growing to `length` over `growth` steps; 0 for full rows at once
+    growth: int = 0,  # steps
     hide: float = 0.15,  # chance of a token to be predicted
     batch: int = 256,  # rows in a step
     micro_batches: int = 8,  # parts of a step; what the number of processes must divide
@@ -49,6 +53,7 @@ def bert(
         tasks=[task], data=data, valid=valid, steps=steps, batch=batch, micro_batches=micro_batches, clip=clip,
         optimizer=AdamW(lr=lr, betas=(0.9, 0.999), eps=1e-6, weight_decay=decay, schedule=schedule),
         valid_every=valid_every,
+        length=LengthRamp(first=first_length, last=length, steps=growth) if first_length else None,
     )  # fmt: skip
     return Recipe([stage], net)
 

@@ -3,11 +3,12 @@
 import pytest
 
 from mmpre.benchmark import Settings
-from mmpre.plugins import find_recipe
+from mmpre.plugins import find_recipe, names
 from mmpre.recipes.benchmarks.step import CASES, Case, Made, measure, run
 
 SMALL = {
     "bert": dict(width=32, depth=1, heads=2, length=12),
+    "two_stage": dict(width=32, depth=1, heads=2, short=6, long=12),
     "uniter": dict(width=32, depth=1, heads=2, length=12, positions=12, regions=4, features=8, classes=5),
     "mae": dict(
         width=32, depth=1, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2, patch_px=16, side_px=32
@@ -15,14 +16,16 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_a_step_is_made_and_its_parameters_are_told_by_part(name):
+@pytest.mark.parametrize(("name", "stage"), [*((name, 0) for name in SMALL), ("two_stage", 1)])
+def test_a_step_is_made_and_its_parameters_are_told_by_part(name, stage):
     vocabulary = 0 if name == "mae" else 90
-    case = Case(name, "base", vocabulary, rows=3, stated=2.0, counts="encoder", numbers=SMALL[name])
+    case = Case(name, "base", vocabulary, rows=3, stated=2.0, counts="encoder", stage=stage, numbers=SMALL[name])
     turn = measure(case, 2)
     assert turn.amount == 2 and turn.seconds > 0 and turn.peak_bytes > 50_000_000
     more = dict(turn.more)
-    longest = {"bert": 36, "uniter": 48, "mae": 6}[name]  # of MAE's patches a quarter is left, with [CLS]
+    longest = {"bert": 36, "two_stage": 18 * (stage + 1), "uniter": 48, "mae": 6}[
+        name
+    ]  # of MAE's patches a quarter is left, with [CLS]
     assert more["tokens"] == longest
     assert more["encoder M"] == pytest.approx(12 * 32**2 / 1e6, rel=0.1)
     assert more["all M"] == pytest.approx(more["modalities M"] + more["encoder M"] + more["rest M"])
@@ -33,9 +36,26 @@ def test_cases_name_recipes_and_scales_that_exist_and_base_is_the_default(monkey
     for case in CASES:
         assert case.scale in find_recipe(case.recipe).scales
     monkeypatch.setattr("mmpre.recipes.benchmarks.step.take_turns", lambda *arguments: {"mmpre": []})
-    titles = ["bert base, 4 rows", "uniter base, 4 rows", "mosaicbert base, 4 rows", "mae base, 16 rows"]
+    titles = [
+        "bert base, 4 rows", "two_stage base, 16 rows", "two_stage base, stage 2, 4 rows", "uniter base, 4 rows",
+        "mosaicbert base, 4 rows", "mae base, 16 rows",
+    ]  # fmt: skip
     assert [made.title for made in run(Settings())] == titles
     assert [made.title for made in run(Settings(cases="bert large"))] == ["bert large, 2 rows"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in CASES if case.scale == "base"], ids=lambda case: case.title)
+def test_a_step_of_the_papers_size_is_made_here(case):
+    (made,) = run(Settings(repeats=1, threads=1, cases=case.title))
+    (turn,) = made.turns["mmpre"]
+    assert turn.amount == 1 and turn.more["tokens"] > 500
+    assert turn.more["counted M"] == pytest.approx(turn.more["paper M"], rel=0.02)
+
+
+@pytest.mark.slow
+def test_every_recipe_that_mmpre_brings_has_a_case():
+    assert {case.recipe for case in CASES} == set(names("recipes"))
 
 
 def test_a_reader_that_nothing_makes_samples_for_is_named():

@@ -31,7 +31,7 @@ __all__ = ["LoadingError", "MicroBatch", "MicroBatches", "Slot", "check_world", 
 
 @dataclass(frozen=True)
 class Slot:
-    """What is asked of a worker: one micro-batch of one step."""
+    """What is asked of a worker: one micro-batch of one step. `most` bounds the tokens of its rows."""
 
     step: int
     m: int
@@ -39,6 +39,7 @@ class Slot:
     start: int
     size: int
     kind: str = "train"
+    most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,10 @@ class MicroBatches:
     def _make(self, slot: Slot) -> MicroBatch:
         positions = np.arange(slot.start, slot.start + slot.size, dtype=np.int64)
         units = self.order.units(positions)
-        mine = deal(self.units.lengths(units), self.micro_batches, rows=slot.size)[slot.m]
+        lengths = self.units.lengths(units)
+        if lengths is not None and slot.most is not None:
+            lengths = np.minimum(lengths, slot.most)
+        mine = deal(lengths, self.micro_batches, rows=slot.size)[slot.m]
         view, readers = self.work[slot.task]
         made: list[dict[str, Row]] = []
         holes: list[Hole] = []
@@ -118,21 +122,22 @@ class MicroBatches:
         for position, unit, epoch in zip(positions[mine].tolist(), units[mine].tolist(), epochs, strict=True):
             self.note(unit)
             draw = Draw.row(self.seed, self.stage, slot.step, epoch=epoch, unit=unit)
-            one = self._rows(draw, position, unit, view, readers)
+            one = self._rows(draw, position, unit, view, readers, slot.most)
             (holes if isinstance(one, Hole) else made).append(one)
         parts = [_pack(part, view) for part in _split(made, self.max_tokens)]
         return MicroBatch(slot, parts, holes, units[mine].tolist())
 
     def _rows(
-        self, draw: Draw, position: int, unit: int, view: View | Mapping[str, View], readers: Mapping[str, Reader]
-    ) -> dict[str, Row] | Hole:
+        self, draw: Draw, position: int, unit: int, view: View | Mapping[str, View], readers: Mapping[str, Reader],
+        most: int | None,
+    ) -> dict[str, Row] | Hole:  # fmt: skip
         """A unit's row in each view, or the hole that it leaves."""
 
         def other(role: str, k: int) -> Sample:
-            return self.units.sample(self.order.donor(position, unit, f"{role}{k}"))
+            return self.units.sample(self.order.donor(position, unit, f"{role}{k}")).at_most(most)
 
         try:
-            sample = self.units.sample(unit)
+            sample = self.units.sample(unit).at_most(most)
             if isinstance(view, View):
                 return {"": view.row(sample, readers, draw, other)}
             return {name: one.row(sample, readers, draw.child("view", name), other) for name, one in view.items()}
@@ -184,9 +189,9 @@ def slots(stage: Stage, seed: int, first: int, last: int, rank: int, world: int)
     """The slots of steps `first` to `last` (exclusive) of one rank: micro-batches m with m mod world = rank."""
     for step in range(first, last):
         start, size = stage.batch_at(step)
-        task = stage.task_at(step, seed).name
+        task, most = stage.task_at(step, seed).name, stage.length_at(step)
         for m in range(rank, stage.micro_batches, world):
-            yield Slot(step, m, task, start, size)
+            yield Slot(step, m, task, start, size, most=most)
 
 
 def valid_slots(stage: Stage, rows: int, rank: int = 0, world: int = 1) -> Iterator[Slot]:

@@ -35,16 +35,24 @@ class BadMember(ValueError):
 
 @dataclass(frozen=True)
 class Sample:
-    """The members of one sample as bytes, by suffix; known by the digest of its shard and its key."""
+    """The members of one sample as bytes, by suffix; known by the digest of its shard and its key.
+
+    `window` says which window of it a row is made of, `most` how many tokens the row may have (None: no bound), which
+    readers that can shorten heed.
+    """
 
     key: str
     shard: str
     digest: str
     members: Mapping[str, bytes]
     window: int = 0
+    most: int | None = None
 
     def at_window(self, window: int) -> "Sample":
         return replace(self, window=window)
+
+    def at_most(self, most: int | None) -> "Sample":
+        return self if most == self.most else replace(self, most=most)
 
     def bytes(self, suffixes: Sequence[str]) -> tuple[str, bytes]:
         """The first member of the sample that has one of the suffixes, with its suffix."""

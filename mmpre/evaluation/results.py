@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from torch import nn
 
 from mmpre.data.units import Units
 from mmpre.draw import hashed
@@ -28,9 +27,9 @@ class Result:
 
 
 class Evaluation(Protocol):
-    """Measures a network on held-out units. A recipe names the evaluations that fit it."""
+    """Measures the network that it was made with on held-out units. A recipe names the evaluations that fit it."""
 
-    def run(self, network: nn.Module, units: Units, processes: Processes) -> Sequence[Result]: ...
+    def run(self, units: Units, processes: Processes) -> Sequence[Result]: ...
 
 
 def mean(name: str, per_row: Sequence[float], *, chance: float | None = None, resamples: int = 1000) -> Result:

@@ -11,20 +11,26 @@ from mmpre.sublayers.protocol import Places, Sublayer, narrowed
 from mmpre.tokens import Layout
 
 
-class PostNorm(nn.Module):
-    """norm(x + f(x)), as in BERT and the first transformer. `dropout` acts on f(x).
+class _Residual(nn.Module):
+    """The norm is LayerNorm, unless another one is given, such as nn.RMSNorm(width). `dropout` acts on f's result."""
 
-    The norm is LayerNorm, unless another one is given, such as nn.RMSNorm(width).
-    """
+    eps: float  # of the norm, by default
 
     def __init__(
-        self, sublayer: Sublayer, width: int, dropout: float = 0.0, eps: float = 1e-12, *, norm: nn.Module | None = None
-    ) -> None:
+        self, sublayer: Sublayer, width: int, dropout: float = 0.0, eps: float | None = None,
+        *, norm: nn.Module | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.mixes: bool = sublayer.mixes
         self.sublayer = sublayer
-        self.norm = nn.LayerNorm(width, eps=eps) if norm is None else norm
+        self.norm = nn.LayerNorm(width, eps=self.eps if eps is None else eps) if norm is None else norm
         self.dropout = Dropout(dropout)
+
+
+class PostNorm(_Residual):
+    """norm(x + f(x)), as in BERT and the first transformer."""
+
+    eps = 1e-12
 
     def forward(
         self, x_ND: Float[Tensor, "N D"], layout: Layout, plan: Plan, at: Places = None
@@ -33,20 +39,10 @@ class PostNorm(nn.Module):
         return self.norm(self.dropout.add(narrowed(x_ND, at), y_ND))
 
 
-class PreNorm(nn.Module):
-    """x + f(norm(x)), as in GPT-2 and ViT; the encoder then wants a closing norm. `dropout` acts on f's result.
+class PreNorm(_Residual):
+    """x + f(norm(x)), as in GPT-2 and ViT; the encoder then wants a closing norm."""
 
-    The norm is LayerNorm, unless another one is given, such as nn.RMSNorm(width).
-    """
-
-    def __init__(
-        self, sublayer: Sublayer, width: int, dropout: float = 0.0, eps: float = 1e-6, *, norm: nn.Module | None = None
-    ) -> None:
-        super().__init__()
-        self.mixes: bool = sublayer.mixes
-        self.sublayer = sublayer
-        self.norm = nn.LayerNorm(width, eps=eps) if norm is None else norm
-        self.dropout = Dropout(dropout)
+    eps = 1e-6
 
     def forward(
         self, x_ND: Float[Tensor, "N D"], layout: Layout, plan: Plan, at: Places = None

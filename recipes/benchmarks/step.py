@@ -44,17 +44,22 @@ class Case:
     rows: int = 4
     stated: float = 0.0
     counts: str = ""
+    stage: int = 0
     numbers: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
-        return f"{self.recipe} {self.scale}, {self.rows} rows"
+        stage = f" stage {self.stage + 1}," if self.stage else ""
+        return f"{self.recipe} {self.scale},{stage} {self.rows} rows"
 
 
 CASES = [
     # Devlin et al. 2018, section 3: 110M and 340M; a pooler (0.6M, 1.0M), which mmpre has not, is in them
     Case("bert", "base", 30_522, stated=110, counts="modalities encoder"),
     Case("bert", "large", 30_522, rows=2, stated=340, counts="modalities encoder"),
+    # the same model, in windows of 128 pieces, then of 512
+    Case("two_stage", "base", 30_522, rows=16, stated=110, counts="modalities encoder"),
+    Case("two_stage", "base", 30_522, stated=110, counts="modalities encoder", stage=1),
     # Chen et al. 2019, section 3.1: 86M and 303M, which is without the tables of words and positions
     Case("uniter", "base", 28_996, stated=86, counts="image encoder"),
     Case("uniter", "large", 28_996, rows=2, stated=303, counts="image encoder"),
@@ -83,19 +88,19 @@ def mmpre(case: str, steps: int) -> Turn:
 def measure(case: Case, count: int) -> Turn:
     """Make `count` steps after a first one, which is not timed; "M" are millions of parameters."""
     found = find_recipe(case.recipe)
-    numbers = found.defaults(case.scale) | {"batch": case.rows, "micro_batches": 1} | dict(case.numbers)
+    numbers = found.defaults(case.scale) | dict(case.numbers)
     with tempfile.TemporaryDirectory() as folder:
         if case.vocabulary:
             numbers["tokenizer"] = _words(Path(folder) / "tokenizer.json", case.vocabulary)
         torch.manual_seed(0)
         recipe = found.function(**numbers)
-    module, stage = recipe.module(), recipe.stages[0]
-    source = MicroBatches.of(stage, Made(stage.tasks[0].objective.readers, case.rows), seed=0, number=0)
+    module, stage = recipe.module(), replace(recipe.stages[case.stage], batch=case.rows, micro_batches=1)
+    source = MicroBatches.of(stage, Made(stage.tasks[0].objective.readers, case.rows), seed=0, number=case.stage)
     optimizer = stage.optimizer.build(module.named_parameters())
     order = (Slot(step, 0, stage.task_at(step, 0).name, 0, case.rows) for step in range(count + 1))
     made = steps(
-        stage, module, optimizer, (source[slot] for slot in order), Context(0, 0, Processes()),
-        first=0, last=count + 1, averages=recipe.averages(0),
+        stage, module, optimizer, (source[slot] for slot in order),
+        Context(0, case.stage, Processes()), first=0, last=count + 1, averages=recipe.averages(case.stage),
     )  # fmt: skip
     tokens = []
 
