@@ -20,7 +20,7 @@ mmpre: pretrain an encoder on unlabelled data of any modality
   mmpre data build NAME --out DIR    make the shards of a known data set
   mmpre data pack SOURCE --out DIR   make shards of your own files: a folder, CSV, JSONL or Parquet
   mmpre data index SHARD ...         read shards once and say what is wrong with them
-  mmpre data inspect SHARD ...       what is in them
+  mmpre data inspect SHARD ...       what is in them; --modality NAME: a picture of what a mask hides of them
   mmpre data derive SHARD ...        what a frozen network makes of them, once, into a sidecar
   mmpre data cache                   shards that were fetched from urls; --clear removes them
   mmpre data tokenizer SHARD ...     train a tokenizer on their texts

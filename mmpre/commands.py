@@ -289,14 +289,28 @@ def index(rest: list[str]) -> None:
 
 
 def inspect(rest: list[str]) -> None:
-    def go(shards: Paths, samples: int = 3, json: bool = False) -> None:
-        """What is in some shards: counts, members, sizes, and the first samples.
+    def go(
+        shards: Paths, samples: int = 3, json: bool = False, modality: str | None = None,
+        mask: str = "RandomTokens(rate=0.15)", sidecar: Path | None = None, picture: Path = Path("hidden.png"),
+    ) -> None:  # fmt: skip
+        """What is in some shards: counts, members, sizes, and the first samples; or a picture of what a mask hides.
 
         Args:
             shards: Paths, folders, globs, or patterns such as a-{000..009}.tar.
             samples: How many samples to show.
             json: Print JSON for programs.
+            modality: Draw what a mask hides of the samples, read as this modality (a name, or the path of its file).
+            mask: As recipes write it, such as "StartedSpans(chance=0.1, length=10)".
+            sidecar: Folder of what was derived of the samples, such as regions.
+            picture: The PNG to write.
         """
+        if modality:
+            from mmpre.data.hidden import draw_hidden
+
+            module = find_modality(modality)
+            told = draw_hidden(list(shards), module, picture, mask=mask, samples=samples, sidecar=sidecar)
+            print(_json(told) if json else told["picture"])
+            return
         from mmpre.data.inspection import inspect_shards, show
 
         told = inspect_shards(list(shards), samples)

@@ -19,6 +19,9 @@ class Reader(Protocol):
     also has `windows(sample) -> list[int]`, the model tokens in each window, and `digest`, a text that changes with
     everything the lengths depend on; `sample.window` then says which window to read. A reader whose rows have at most
     `sample.most` tokens, where that is a number, says so by `shortens = True`.
+
+    It may draw its rows too: `show(tokens, hidden_N, sample=None) -> PIL.Image.Image`, tokens of one row and which of
+    them to show as hidden (see mmpre/show.py).
     """
 
     suffixes: tuple[str, ...]

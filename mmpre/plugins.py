@@ -112,7 +112,7 @@ def find_data_set(name: str) -> ModuleType:
 
 def find_modality(name: str) -> ModuleType:
     """The module of a modality, by name or by the path of its file; it may define `corpus(sample)`, the texts that a
-    tokenizer of it is trained on."""
+    tokenizer of it is trained on, and `plain_reader(sample)`, a reader of ordinary settings."""
     return load_file(Path(name), "modality") if name.endswith(".py") else _import(_find("modality", name))
 
 

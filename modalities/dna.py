@@ -18,6 +18,7 @@ import numpy as np
 import tokenizers
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
+from PIL import Image
 from torch import Tensor, nn
 
 from mmpre.data.bases import LETTERS, LOWER, UNKNOWN, codes_of, letters_of, reverse_complement
@@ -25,11 +26,13 @@ from mmpre.data.fasta import SUFFIXES, read_fasta
 from mmpre.data.sample import BadMember, Sample
 from mmpre.draw import Draw
 from mmpre.masking.corrupt import BertReplace
+from mmpre.show import cells
 from mmpre.tokens import Tokens
 
 CLS, SEP = 0, 1  # kinds of special token, in Tokens.special_N
 CACHED_BASES = 64 << 20  # of the sequences that a worker keeps, so that each window does not parse its whole member
 CORPUS_BASES = 512  # of the texts that a tokenizer is trained on
+COLOURS = {"A": "#b5dfa8", "C": "#b3cdf0", "G": "#f3dd9b", "T": "#efc3c3"}  # of bases, in pictures
 
 Cut = tuple[Int64[np.ndarray, "W"], Int64[np.ndarray, "W"], Int64[np.ndarray, "W"]]
 
@@ -245,6 +248,15 @@ class DnaReader:
         """The sequence that a row's tokens stand for, in upper case."""
         return self.cutter.letters(tokens["ids"][tokens.special_N < 0].tolist())
 
+    def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
+        """A picture of a row: its pieces, single bases on their colours, hidden ones marked."""
+        said = [
+            ("[CLS]", "[SEP]")[kind] if kind >= 0 else self.cutter.letters([i])
+            for i, kind in zip(tokens["ids"].tolist(), tokens.special_N.tolist(), strict=True)
+        ]
+        grounds = [COLOURS.get(text) for text in said]
+        return cells(said, hidden_N, special=tokens.special_N >= 0, colours=grounds, gap_px=1)[0]
+
     def replacement(self, mask: float = 0.8, random: float = 0.1) -> BertReplace:
         """BERT's corruption with this cutter's mask and its range of ordinary ids."""
         return BertReplace(mask_id=self.cutter.mask, random_ids=self.cutter.free, mask=mask, random=random)
@@ -289,6 +301,11 @@ def _count(true: Bool[np.ndarray, "_"], start_W: np.ndarray, end_W: np.ndarray) 
     if not len(edge):
         return np.zeros(len(start_W))
     return np.interp(end_W, edge, run) - np.interp(start_W, edge, run)
+
+
+def plain_reader(sample: Sample) -> DnaReader:
+    """A reader of ordinary settings, for `mmpre data inspect`."""
+    return DnaReader(length=512)
 
 
 def corpus(sample: Sample) -> Iterator[str]:

@@ -20,6 +20,7 @@ from torchvision.transforms import v2 as transforms
 
 from mmpre.data.sample import IMAGE_FORMATS, Sample
 from mmpre.draw import Draw
+from mmpre.show import GREY, enlarged
 from mmpre.tokens import Tokens
 
 CLS = 0  # kind of special token, in Tokens.special_N
@@ -69,6 +70,21 @@ class ImageReader:
         special_N = torch.full((len(patch_nE) + 1,), -1)
         special_N[0] = CLS
         return Tokens.of_row(special_N, patch=F.pad(patch_nE, (0, 0, 1, 0)), position=F.pad(position_n2, (0, 0, 1, 0)))
+
+    def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
+        """A picture of a row: its patches in their places, hidden ones grey."""
+        ordinary_N = tokens.special_N < 0
+        patch_nE, place_n2 = tokens["patch"][ordinary_N].clone(), tokens["position"][ordinary_N].long()
+        patch_nE[hidden_N[ordinary_N]] = GREY
+        rows, columns = (int(side) for side in place_n2.amax(0) + 1)
+        whole_nE = patch_nE.new_full((rows * columns, patch_nE.shape[1]), 255)
+        whole_nE[place_n2[:, 0] * columns + place_n2[:, 1]] = patch_nE
+        return enlarged(Image.fromarray(picture(whole_nE, rows, columns).numpy()))
+
+
+def plain_reader(sample: Sample) -> ImageReader:
+    """A reader of ordinary settings, for `mmpre data inspect`."""
+    return ImageReader(16, middle(224))
 
 
 def grid(width_px: int, height_px: int, patch_px: int, max_patches: int) -> tuple[int, int]:

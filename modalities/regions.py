@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from mmpre.data.sample import BadMember, Sample
 from mmpre.draw import Draw
 from mmpre.dropout import Dropout
+from mmpre.show import GREY, HIDDEN, INK, PAPER, SIZE_PX, enlarged, font
 from mmpre.tokens import Tokens
 
 SLACK = 1e-2  # how far boxes may leave [0, 1] and a sum of soft labels 1: half precision and rounded pixels
@@ -54,6 +56,31 @@ class RegionReader:
             fields["soft"] = taken["soft"].float()
             _check_soft(fields["soft"], member)
         return Tokens.of_row(torch.full((len(fields["box"]),), -1), **fields)
+
+    def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
+        """The boxes, numbered, over the sample's picture where it has one; hidden ones are filled."""
+        try:
+            ground = enlarged(sample.image()) if sample else None
+        except BadMember:
+            ground = None
+        ground = ground or Image.new("RGB", (320, 320), PAPER)
+        scale = torch.tensor([ground.width - 1, ground.height - 1] * 2)
+        boxes = (tokens["box"][:, :4].clamp(0, 1) * scale).round().int().tolist()
+        pen = ImageDraw.Draw(ground)
+        for number, (box, hidden) in enumerate(zip(boxes, hidden_N.tolist(), strict=True), 1):
+            pen.rectangle(box, fill=(GREY,) * 3 if hidden else None, outline=HIDDEN if hidden else INK, width=2)
+            pen.text((box[0] + 4, box[1] + 2), str(number), fill=HIDDEN if hidden else INK, font=font(SIZE_PX))
+        return ground
+
+
+def plain_reader(sample: Sample) -> RegionReader:
+    """A reader for such regions as a sample holds, for `mmpre data inspect`."""
+    tensors = sample.tensors(("regions.safetensors",))
+    if "features" not in tensors or tensors["features"].ndim != 2:
+        detail = f"no features [R, E] in it, only {sorted(tensors)[:8]}"
+        raise BadMember("regions incomplete", "regions.safetensors", detail)
+    soft = tensors.get("soft")
+    return RegionReader(tensors["features"].shape[1], None if soft is None or soft.ndim != 2 else soft.shape[1])
 
 
 def _check_tensor(tensors: dict[str, Tensor], name: str, width: int, member: str) -> None:

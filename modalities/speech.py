@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torchaudio.compliance import kaldi
 
@@ -19,6 +20,7 @@ from mmpre.data.audio import Audio
 from mmpre.data.sample import BadMember, Sample
 from mmpre.draw import Draw
 from mmpre.dropout import Dropout
+from mmpre.show import GREY, HIDDEN, INK, PAPER, WIDTH_PX, enlarged
 from mmpre.tokens import Tokens
 
 WAV2VEC2 = ((10, 5), *[(3, 2)] * 4, *[(2, 2)] * 2)  # kernel and stride of each convolution: 25 ms, every 20 ms
@@ -89,6 +91,15 @@ class FbankReader(_Windows):
         frame_nE = frame_FE[: count * self.stack].reshape(count, -1)
         return Tokens.of_row(torch.full((count,), -1), frame=frame_nE)
 
+    def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
+        """The mel bands, low ones below, a column a frame; hidden spans grey."""
+        band_EF = tokens["frame"].reshape(-1, self.bins).T.flip(0)
+        light_EF = ((band_EF + 2.5) / 5).clamp(0, 1) * 255  # they were normalised: nearly all lie within 2.5
+        light_EF[:, hidden_N.repeat_interleave(self.stack)] = GREY
+        red_EF = light_EF.clone()
+        red_EF[-3:, hidden_N.repeat_interleave(self.stack)] = 255  # grey is also a loudness
+        return enlarged(Image.fromarray(torch.stack([red_EF, light_EF, light_EF], 2).byte().numpy()), side_px=WIDTH_PX)
+
 
 @dataclass(frozen=True)
 class WaveReader(_Windows):
@@ -128,6 +139,25 @@ class WaveReader(_Windows):
             var, mean = torch.var_mean(wave_T, correction=0)
             wave_T = (wave_T - mean) / (var + 1e-7).sqrt()
         return Tokens.of_row(torch.full((count,), -1), wave=wave_T)
+
+    def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
+        """The waveform's outline; the samples that hidden tokens begin at, each for a stride, on red."""
+        wave_T = tokens["wave"]
+        picture = Image.new("RGB", (WIDTH_PX, 160), PAPER)
+        pen, most = ImageDraw.Draw(picture), float(wave_T.abs().max()) or 1.0
+        for x, part in enumerate(wave_T.tensor_split(WIDTH_PX)):
+            token = min(x * len(wave_T) // WIDTH_PX // self.stride, len(tokens) - 1)
+            if hidden_N[token]:
+                pen.line((x, 0, x, 160), fill=HIDDEN)
+            if len(part):
+                low, high = (80 - 78 * float(v) / most for v in part.aminmax())
+                pen.line((x, high, x, low), fill=PAPER if hidden_N[token] else INK)
+        return picture
+
+
+def plain_reader(sample: Sample) -> FbankReader:
+    """A reader of ordinary settings, for `mmpre data inspect`."""
+    return FbankReader()
 
 
 def _too_short(sample: Sample, audio: Audio, wave_T: Tensor) -> BadMember:

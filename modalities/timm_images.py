@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mmpre.data.sample import IMAGE_FORMATS, Sample
 from mmpre.draw import Draw
+from mmpre.show import GREY, enlarged
 from mmpre.tokens import Ragged, Tokens
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -58,6 +59,18 @@ class SquareReader:
         return Tokens.of_row(
             torch.full((self.count,), -1), pixels=Ragged(pixels_13SS, torch.tensor([1])), place=torch.arange(self.count)
         )
+
+    def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
+        """A picture of a row: the square, with what hidden tokens stand for in grey."""
+        places, pixels_SS3 = self.side_px // self.stride_px, tokens["pixels"][0].permute(1, 2, 0).clone()
+        hidden_hw = torch.zeros(places**2, dtype=torch.bool).index_put((tokens["place"].long(),), hidden_N)
+        pixels_SS3[torch.kron(hidden_hw.view(places, places), torch.ones(2 * (self.stride_px,)).bool())] = GREY
+        return enlarged(Image.fromarray(pixels_SS3.numpy()))
+
+
+def plain_reader(sample: Sample) -> SquareReader:
+    """A reader of ordinary settings, for `mmpre data inspect`: a ConvNeXt's or a Swin's map."""
+    return SquareReader(224, 32)
 
 
 class TimmImages(nn.Module):
