@@ -13,6 +13,7 @@ The environment variable MMPRE_ATTENTION forces one of them by name. A token tha
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -28,6 +29,7 @@ from mmpre.attention_rules import CAUSAL, EVERYONE, Band
 from mmpre.dropout import keep_like
 
 HALF = (torch.bfloat16, torch.float16)
+_watching: list[list[list[Tensor]]] = []  # lists that get the weights of every call, while somebody looks
 LONGEST_EXPLICIT = 1024  # beyond it the scores of a group cost more memory than they save time
 
 
@@ -54,8 +56,20 @@ def attend(
     forced = os.environ.get("MMPRE_ATTENTION")
     if forced and forced not in BACKENDS:
         raise ValueError(f"MMPRE_ATTENTION: must be one of {', '.join(BACKENDS)}, or unset, got {forced!r}")
+    for seen in _watching:
+        seen.append(attention_probabilities(q_NHK, k_MHK, plan, bias))
     name = forced or _best(q_NHK, plan, bias, dropout)
     return BACKENDS[name](q_NHK, k_MHK, v_MHK, plan, bias, dropout)
+
+
+@contextmanager
+def watched() -> Iterator[list[list[Float[Tensor, "H n m"]]]]:
+    """Within, the list gets what `attention_probabilities` says of each call of `attend`, in their order (slow)."""
+    _watching.append([])
+    try:
+        yield _watching[-1]
+    finally:
+        _watching.pop()
 
 
 def attention_probabilities(

@@ -14,6 +14,7 @@ mmpre: pretrain an encoder on unlabelled data of any modality
   mmpre replay RUN --step N          do a step again and compare it with the log
   mmpre import FOLDER RECIPE         begin with the weights of a model of transformers or timm
   mmpre eval RUN                     what it learned, on held-out data, beside the same network untrained
+  mmpre report RUN [RUN ...]         one page: curves, numbers, and what it makes of hidden words, patches, sounds
   mmpre demo                         image-text pretraining on OpenMoji collages, from pictures to numbers
 
   mmpre data list                    the data sets that mmpre can build, and what they are good for

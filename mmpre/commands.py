@@ -183,6 +183,21 @@ def eval_(rest: list[str]) -> None:
     tyro.cli(go, args=rest, prog="mmpre eval")
 
 
+def report(rest: list[str]) -> None:
+    def go(runs: Paths, out: Path | None = None) -> None:
+        """One page that tells what runs did and learned; it opens from disk and fetches nothing.
+
+        Args:
+            runs: Folders of runs; several are laid over each other, with a table of where they differ.
+            out: The file to write; by default report.html in the first run's folder.
+        """
+        from mmpre.report.page import report as write
+
+        print(write(runs, out))
+
+    tyro.cli(go, args=rest, prog="mmpre report")
+
+
 def demo(rest: list[str]) -> None:
     def go(out: Path = Path("demo")) -> None:
         """UNITER on collages of OpenMoji: build the data, pretrain, evaluate, draw what it learned.
@@ -428,8 +443,8 @@ def _json(told: Any) -> str:
 
 Command = Callable[[list[str]], int | None]
 TOP: dict[str, Command] = {
-    "list": list_, "train": train, "resume": resume, "replay": replay, "import": import_, "eval": eval_, "demo": demo,
-    "bench": bench,
+    "list": list_, "train": train, "resume": resume, "replay": replay, "import": import_, "eval": eval_,
+    "report": report, "demo": demo, "bench": bench,
     "new-modality": new_modality,
 }  # fmt: skip
 DATA: dict[str, Command] = {

@@ -5,11 +5,13 @@ import logging
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from mmpre.strict_json import JSONError
 from mmpre.strict_json import read as read_json
 
 log = logging.getLogger(__name__)
+QUIET = {"capture_output": True, "text": True, "timeout": 10}
 KEPT_BYTES = 64 << 20  # of a file that a run keeps a copy of
 
 
@@ -141,8 +144,21 @@ def packages() -> dict[str, str]:
 def environment(processes: Processes) -> dict[str, Any]:
     return {
         "python": sys.version.split()[0], "machine": platform.platform(), "processes": processes.world,
-        "device": str(processes.device), "threads": torch.get_num_threads(), "code": digest_of_code(), **packages(),
+        "device": str(processes.device), "threads": torch.get_num_threads(), "code": digest_of_code(),
+        "commit": commit(), **packages(),
     }  # fmt: skip
+
+
+@cache
+def commit() -> str | None:
+    """The commit of the checkout that this package is run from ("-dirty" where files differ), None where it is none."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], **QUIET)
+        told = subprocess.run([*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], **QUIET)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return told.stdout.strip() or None if tracked.returncode == 0 else None
 
 
 def _now() -> str:

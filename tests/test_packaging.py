@@ -32,6 +32,8 @@ def test_a_wheel_holds_all_packages_and_works_without_the_tree(tmp_path):
 import mmpre, mmpre.recipes.bert, mmpre.modalities.text, mmpre.data_tools.split
 for module in (mmpre, mmpre.recipes.bert, mmpre.modalities.text, mmpre.data_tools.split):
     assert module.__file__.startswith(sys.argv[1]), module.__file__
+from mmpre.report.page import _own
+assert all(_own(name) for name in ("page.html", "style.css", "script.js"))
 print("ok")
 """
     # first on the path, and without the .pth files of an editable install

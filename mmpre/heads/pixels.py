@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mmpre.heads.guess import Restored
 from mmpre.tokens import Tokens
 
 
@@ -57,3 +58,13 @@ class Pixels(nn.Module):
         target_ME, flat_M = self.target(tokens, index_M)
         loss_M = (self.predict(state_MD).float() - target_ME).square().mean(1)
         return loss_M, {"flat": flat_M}
+
+    def guess(self, state_MD: Float[Tensor, "M D"], tokens: Tokens, index_M: Int[Tensor, "M"]) -> Restored:
+        """Where targets are normalised, the patch's own mean and deviation are put back, as in the authors' pictures:
+        the head was never asked for them."""
+        value_ME = self.predict(state_MD).float()
+        if not self.normalise:
+            return Restored(value_ME)
+        true_ME = self.values(tokens).index_select(0, index_M).float()
+        var_M1, mean_M1 = torch.var_mean(true_ME, dim=1, keepdim=True)
+        return Restored(value_ME * (var_M1 + self.eps).sqrt() + mean_M1)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mmpre.heads.guess import Choice
 from mmpre.heads.transform import Transform
 from mmpre.tokens import Tokens
 
@@ -69,6 +70,9 @@ class RegionClass(nn.Module):
         loss_M = F.cross_entropy(scores_MC, best_M, reduction="none")
         return loss_M, {"accuracy": (_best(scores_MC.detach()) == best_M).float()}
 
+    def guess(self, state_MD: Float[Tensor, "M D"], tokens: Tokens, index_M: Int[Tensor, "M"]) -> Choice:
+        return Choice.of(self.field, _no_background(self.scores(state_MD)), _best(tokens[self.field][index_M]))
+
 
 class RegionClassKL(nn.Module):
     """Divergence of the predicted distribution from the detector's, background kept (MRC-kl).
@@ -90,6 +94,13 @@ class RegionClassKL(nn.Module):
         loss_M = F.kl_div(scores_MC.float().log_softmax(1), soft_MC, reduction="none").mean(1)
         return loss_M, {"accuracy": (_best(scores_MC.detach()) == _best(soft_MC)).float()}
 
+    def guess(self, state_MD: Float[Tensor, "M D"], tokens: Tokens, index_M: Int[Tensor, "M"]) -> Choice:
+        return Choice.of(self.field, self.scores(state_MD), tokens[self.field][index_M].argmax(1))
+
 
 def _best(classes_MC: Float[Tensor, "M C"]) -> Int[Tensor, "M"]:
     return classes_MC[:, 1:].argmax(1) + 1
+
+
+def _no_background(scores_MC: Float[Tensor, "M C"]) -> Float[Tensor, "M C"]:
+    return torch.cat([torch.full_like(scores_MC[:, :1], -torch.inf), scores_MC[:, 1:]], dim=1)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mmpre.heads.guess import Choice
 from mmpre.heads.transform import Transform
 from mmpre.tokens import Tokens
 
@@ -37,3 +38,6 @@ class Vocabulary(nn.Module):
         scores_MV, id_M = self.scores(state_MD), tokens[self.field][index_M]
         right_M = scores_MV.detach().argmax(1) == id_M
         return F.cross_entropy(scores_MV, id_M, reduction="none"), {"accuracy": right_M.float()}
+
+    def guess(self, state_MD: Float[Tensor, "M D"], tokens: Tokens, index_M: Int[Tensor, "M"]) -> Choice:
+        return Choice.of(self.field, self.scores(state_MD), tokens[self.field][index_M])

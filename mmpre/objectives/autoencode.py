@@ -1,7 +1,7 @@
 """Encode what a mask has left, decode everything from it."""
 # N tokens of one role, n of them seen, M picked tokens, D the encoder's width, W the decoder's
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mmpre.attention import Attend, Full
 from mmpre.blocks import Encoder
 from mmpre.draw import Draw
+from mmpre.heads.guess import Guess, Guesses
 from mmpre.heads.protocol import Head
 from mmpre.modality import Reader
 from mmpre.network import Network
@@ -70,6 +71,12 @@ class Autoencode(nn.Module):
         layout = Layout({picked.role: clean.lengths_B}, full_NW.device)
         plan = self.attend.plan(layout).to(full_NW.device)
         return self.decoder(full_NW, layout, plan, at=picked.clean_M)
+
+    def guesses(self, batch: Batch) -> Iterator[tuple[str, Guess]]:
+        """What the head takes the dropped tokens for."""
+        if isinstance(self.head, Guesses):
+            picked = self._picked(batch)
+            yield self.pick, self.head.guess(self.states(batch), batch.clean[picked.role], picked.clean_M)
 
     def _picked(self, batch: Batch) -> Picked:
         if self.pick not in batch.picked:

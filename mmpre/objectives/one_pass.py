@@ -1,7 +1,7 @@
 """Several losses read from the states of one forward pass."""
 # N places of the packed batch, M places asked for, B rows, D model width
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -10,13 +10,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmpre.draw import Draw
+from mmpre.heads.guess import Guess, Guesses
 from mmpre.heads.matching import Matching
 from mmpre.heads.protocol import Head
 from mmpre.modality import Reader
 from mmpre.network import Network
 from mmpre.objectives.loss import Loss, Term
-from mmpre.objectives.transport import DEFAULT, IPOT, distances
-from mmpre.tokens import Batch
+from mmpre.objectives.transport import DEFAULT, IPOT, distances, transport
+from mmpre.tokens import Batch, Layout
 
 
 @runtime_checkable
@@ -89,6 +90,14 @@ class OnePass(nn.Module):
         places_M = readout.places(batch)
         return self.net(batch) if places_M is None else self.net(batch, at=places_M)
 
+    def guesses(self, batch: Batch) -> Iterator[tuple[str, Guess]]:
+        """What the readouts that predict picks take them for."""
+        for readout in self.readouts:
+            if isinstance(readout, Predict) and isinstance(readout.head, Guesses):
+                picked = batch.picked[readout.pick]
+                states = self.states(readout, batch), batch.clean[picked.role], picked.clean_M
+                yield readout.pick, readout.head.guess(*states)
+
 
 class Predict(nn.Module):
     """Predict what the tokens of a pick were, from the states at their places (masked prediction).
@@ -160,6 +169,11 @@ class Align(nn.Module):
         distance_B = distances(state_MD, batch.layout, self.roles, self.ipot)
         sign_B = _labels(self, batch) * 2 - 1
         return Loss([Term(self.name, (distance_B * sign_B).sum(), "rows", self.weight)])
+
+    def plan(self, state_ND: Float[Tensor, "N D"], layout: Layout, row: int) -> Float[Tensor, "x y"]:
+        """Where the mass of a row's tokens of the first role goes among those of the second: to look at."""
+        sides = (layout.first(role)[row] + torch.arange(int(layout.lengths[role][row])) for role in self.roles)
+        return transport(*(state_ND[side] for side in sides), self.ipot)
 
 
 def _labels(readout: Match | Align, batch: Batch) -> Int[Tensor, "B"]:

@@ -1,0 +1,83 @@
+"""The page: accounts, curves, tables and panels of some runs in one file of HTML that fetches nothing."""
+
+import base64
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from mmpre.record_check import RunError
+from mmpre.report.account import Account, about, read
+from mmpre.report.chart import number
+from mmpre.report.curves import groups
+from mmpre.report.differences import differences
+
+
+def report(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
+    """Write the report of some runs, by default into the first one's folder (report.html); returns where it is.
+
+    Raises RunError where a folder is no run. The file gets its name when it is whole.
+    """
+    if not runs:
+        raise RunError("report: name a run's folder, or several")
+    accounts = _labelled([Path(run) for run in runs])
+    out = Path(out) if out else accounts[0].path / "report.html"
+    if out.is_dir():
+        raise RunError(f"report: {out} is a folder; name a file by --out, such as {out / 'report.html'}")
+    write(out, render(accounts))
+    return out
+
+
+def write(out: Path, text: str) -> None:
+    """Put a text into a file that has its name only when it is whole."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, out)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def render(accounts: Sequence[Account]) -> str:
+    """The page's text. All that comes from runs and data is escaped; style and script are ours."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mmpre.report", ""), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    script = _own("script.js")
+    names = [account.label or account.path.name for account in accounts]
+    return environment.get_template("page.html").render(
+        title=" · ".join(names), runs=accounts, about=[about(account.found) for account in accounts],
+        differences=differences(accounts) if len(accounts) > 1 else [], groups=groups(accounts),
+        tables=[], shown=[], left_out=[],
+        style=Markup(_own("style.css")), script=Markup(script), number=number, duration=_duration,
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        version=version("mmpre"), made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )  # fmt: skip
+
+
+def _labelled(paths: Sequence[Path]) -> list[Account]:
+    """Accounts with short names that tell them apart; a single run needs none."""
+    if len(paths) == 1:
+        return [read(paths[0])]
+    if twice := [str(path) for path, count in Counter(path.resolve() for path in paths).items() if count > 1]:
+        raise RunError(f"report: {', '.join(twice)} is named twice; name different runs")
+    short = Counter(path.resolve().name for path in paths)
+    return [read(path, path.resolve().name if short[path.resolve().name] == 1 else str(path)) for path in paths]
+
+
+def _own(name: str) -> str:
+    return files("mmpre.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"
