@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import clips
 import pytest
 import safetensors.torch
 import torch
@@ -14,11 +15,14 @@ from torch import nn
 
 from mmpre.data.audio import Audio
 from mmpre.data.sample import BadMember, Sample
+from mmpre.data.video import Segments, Video
 from mmpre.modalities.dna import Dna, DnaReader, Kmers
 from mmpre.modalities.image_patches import ImagePatches, ImageReader, random_crops
 from mmpre.modalities.regions import RegionReader, Regions
 from mmpre.modalities.speech import ConvolutionalPositions, Convolutions, FbankReader, Speech, WaveReader
 from mmpre.modalities.text import Text, TextReader
+from mmpre.modalities.video import VideoReader, VideoTubelets
+from mmpre.modalities.video import random_crops as crops
 from mmpre.testing import check_modality
 from mmpre.tokens import Ragged
 
@@ -56,6 +60,13 @@ def recordings():
     return [recording(sound(seconds, seed=i), "flac", key=str(i)) for i, seconds in enumerate((0.11, 0.4, 0.23))]
 
 
+def films():
+    shapes = ((9, 16, 24), (3, 30, 20), (5, 16, 16))
+    files = [clips.animation(clips.frames(*shapes[0])), clips.film(clips.frames(*shapes[1]), "mp4"),
+             clips.animation(clips.frames(*shapes[2]), "gif")]  # fmt: skip
+    return [clips.sample(data, suffix, suffix) for data, suffix in zip(files, ("webp", "mp4", "gif"), strict=True)]
+
+
 def melodies():
     return [member("notes", notes, str(i)) for i, notes in enumerate((b"1 2 3.5", b"5 4 3 2 1 0 1", b"7 9"))]
 
@@ -83,6 +94,10 @@ CASES = {
         recordings(), "position",
     ),
     "dna": lambda: (Dna(DnaReader(Kmers(3), length=90, reverse=0.5), width=8, positions=True), genomes(), "position"),
+    "video": lambda: (
+        VideoTubelets(VideoReader(Video(sampling=Segments(4)), patch_px=8, transform=crops(16)), width=8),
+        films(), "position",
+    ),
     "tones": lambda: (Tones(8), melodies(), "position"),
 }  # fmt: skip
 

@@ -32,8 +32,9 @@ class Decoder:
     `function` is one that stands at the top of a module; the settings must be JSON. A file gets `seconds`, and the
     child may hold `max_bytes` of memory. A file that ends the child or its time is tried once more, in a fresh child,
     and then raises BadMember ("decoder hangs", "decoder crashed", "decoder out of memory"); an exception of the
-    function's raises BadMember ("cannot be decoded") at once. A child that has grown past `recycle_bytes` is replaced
-    between two files. What is decoded, and in which order, depends on none of this. Picklable: the child stays behind.
+    function's raises BadMember at once ("cannot be decoded", or what its `cause` says). A child that has grown past
+    `recycle_bytes` is replaced between two files. What is decoded, and in which order, depends on none of this.
+    Picklable: the child stays behind, as it does in a fork.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Decoder:
         self.start_seconds = start_seconds  # for its imports, on a busy machine
         self.started = 0  # children so far
         self._child: subprocess.Popen[bytes] | None = None
+        self._owner = 0  # the process that started it
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_child": None, "started": 0}
@@ -75,8 +77,9 @@ class Decoder:
     def close(self) -> None:
         """End the child."""
         if self._child is not None:
-            self._child.kill()
-            self._child.wait()
+            if self._owner == os.getpid():  # not a fork's to end
+                self._child.kill()
+                self._child.wait()
             for pipe in (self._child.stdin, self._child.stdout):
                 pipe.close()
             self._child = None
@@ -88,6 +91,8 @@ class Decoder:
             pass
 
     def _ask(self, data: bytes, member: str, settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        if self._owner != os.getpid():
+            self.close()
         if self._child is None:
             self._start()
         told, arrays = self._exchange(json.dumps(settings).encode(), data, self.seconds)
@@ -98,6 +103,7 @@ class Decoder:
         return _arrays(told["arrays"], arrays)
 
     def _start(self) -> None:
+        self._owner = os.getpid()
         environment = os.environ | _ONE_THREAD | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         self._child = subprocess.Popen(  # -P: neither this folder nor a file's joins the import path
             [sys.executable, "-P", "-m", "mmpre.data.decoder_child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,

@@ -49,7 +49,9 @@ def serve() -> None:
             detail = f"the decoder wanted more than {max_bytes:,} bytes of memory"
             _answer(sink, {"cause": "decoder out of memory", "error": detail})
         except Exception as e:
-            _answer(sink, {"cause": "cannot be decoded", "error": f"{type(e).__name__}: {e}"})
+            cause = getattr(e, "cause", None)  # a function may name its own
+            error = {"error": str(e)} if cause else {"error": f"{type(e).__name__}: {e}"}
+            _answer(sink, {"cause": cause or "cannot be decoded", **error})
 
 
 def _limit(more: int) -> None:
