@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from mmpre.commands_after import export
 from mmpre.plugins import PluginError, find_modality, names, survey
 
 Paths = tyro.conf.Positional[tuple[str, ...]]
@@ -28,7 +29,7 @@ def list_(rest: list[str]) -> None:
 
 def _list(as_json: bool) -> None:
     kinds = {"recipes": "recipe", "modalities": "modality", "data sets": "data set", "benchmarks": "benchmark",
-             "imports": "import"}  # fmt: skip
+             "imports": "import", "exports": "export"}  # fmt: skip
     found: dict[str, Any] = {}
     for title, kind in kinds.items():
         good, bad = survey(kind)
@@ -444,7 +445,7 @@ def _json(told: Any) -> str:
 Command = Callable[[list[str]], int | None]
 TOP: dict[str, Command] = {
     "list": list_, "train": train, "resume": resume, "replay": replay, "import": import_, "eval": eval_,
-    "report": report, "demo": demo, "bench": bench,
+    "report": report, "export": export, "demo": demo, "bench": bench,
     "new-modality": new_modality,
 }  # fmt: skip
 DATA: dict[str, Command] = {

@@ -137,7 +137,7 @@ def fill(module: nn.Module, folder: Path, into: str = "network", role: str | Non
             f"{', '.join(net.modalities)}; name the one that it is for (--role)"
         )
     places = [(net.modalities[role], foreign.modality), (net.encoder, foreign.encoder)]
-    places += [(one, some) for kind, some in foreign.heads.items() for one in _heads(module, net, kind)]
+    places += [(one, some) for kind, some in foreign.heads.items() for one in heads_of(module, net, kind)]
     prefixes = {id(inner): label for label, inner in module.named_modules()}
     problems, notes = _differences(net, foreign)
     ready: list[tuple[Tensor, Tensor]] = []
@@ -182,7 +182,7 @@ def find_family(source: Source) -> tuple[str, ModuleType]:
     )
 
 
-def _heads(module: nn.Module, net: Network, kind: type) -> list[nn.Module]:
+def heads_of(module: nn.Module, net: Network, kind: type) -> list[nn.Module]:
     """The modules of a class, but not those that are tied to the tables of another network."""
     own = {id(parameter) for parameter in net.parameters()}
     found = [one for one in module.modules() if type(one) is kind]

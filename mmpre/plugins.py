@@ -22,7 +22,7 @@ from mmpre.process_state import unchanged
 from mmpre.values import problems
 
 GROUPS = {"recipe": "mmpre.recipes", "modality": "mmpre.modalities", "data set": "mmpre.data_sets",
-          "benchmark": "mmpre.benchmarks", "import": "mmpre.imports"}  # fmt: skip
+          "benchmark": "mmpre.benchmarks", "import": "mmpre.imports", "export": "mmpre.exports"}  # fmt: skip
 
 
 class PluginError(ValueError):

@@ -1,6 +1,7 @@
-"""BERT, RoBERTa and ELECTRA as transformers saves them, into recipes with a text role and BERT's encoder.
+"""BERT, RoBERTa and ELECTRA as transformers saves them, into recipes with a text role and BERT's encoder, and back.
 
 ELECTRA's where its tables are as wide as its states (base, large). A pooler and heads that mmpre has not are left.
+The way back is recipes/exports/bert.py, by the same tables.
 """
 
 from collections.abc import Mapping
@@ -11,8 +12,49 @@ from torch import Tensor
 
 from mmpre.heads.vocabulary import Vocabulary
 from mmpre.imports import Foreign, ImportedError, Source
+from mmpre.key_table import Table, linear, to_ours, under
 
 PADDING = 2  # rows of RoBERTa's position table before the first token's
+EMBEDDINGS: Table = {
+    "table.weight": "word_embeddings.weight",
+    "positions.weight": "position_embeddings.weight",
+    "types.weight": "token_type_embeddings.weight",
+    **linear("norm", "LayerNorm"),
+}
+LAYER: Table = {
+    **linear("0.sublayer.qkv", "attention.self.query", "attention.self.key", "attention.self.value"),
+    **linear("0.sublayer.out", "attention.output.dense"),
+    **linear("0.norm", "attention.output.LayerNorm"),
+    **linear("1.sublayer.up", "intermediate.dense"),
+    **linear("1.sublayer.down", "output.dense"),
+    **linear("1.norm", "output.LayerNorm"),
+}
+HEADS: Mapping[str, Table] = {
+    "bert": {
+        "bias": "cls.predictions.bias",
+        **linear("transform.dense", "cls.predictions.transform.dense"),
+        **linear("transform.norm", "cls.predictions.transform.LayerNorm"),
+    },
+    "roberta": {
+        "bias": "lm_head.bias",
+        **linear("transform.dense", "lm_head.dense"),
+        **linear("transform.norm", "lm_head.layer_norm"),
+    },
+    "electra": {
+        "bias": "generator_lm_head.bias",
+        **linear("transform.dense", "generator_predictions.dense"),
+        **linear("transform.norm", "generator_predictions.LayerNorm"),
+    },
+}
+DECODERS = {"bert": "cls.predictions.decoder", "roberta": "lm_head.decoder", "electra": "generator_lm_head"}
+
+
+def layers(at: str, depth: int) -> Table:
+    """The table of the encoder, whose layers they call `at` and a number."""
+    found: dict[str, str | tuple[str, ...]] = {}
+    for i in range(depth):
+        found |= under(f"blocks.{i}.sublayers.", f"{at}{i}.", LAYER)
+    return found
 
 
 def accepts(config: Mapping[str, Any]) -> bool:
@@ -35,7 +77,7 @@ def translate(source: Source) -> Foreign:
     foreign = Foreign(
         role="text",
         modality=_embeddings(source, f"{at}embeddings.", roberta=kind == "roberta"),
-        encoder=_encoder(source, f"{at}encoder.layer.", config["num_hidden_layers"]),
+        encoder=to_ours(layers(f"{at}encoder.layer.", config["num_hidden_layers"]), source.take),
         heads=_vocabulary(source, kind, f"{at}embeddings.word_embeddings.weight"),
         tables=frozenset({"table.weight", "positions.weight", "bias"}),
         attention_heads=config["num_attention_heads"],
@@ -48,52 +90,24 @@ def translate(source: Source) -> Foreign:
 
 
 def _embeddings(source: Source, at: str, *, roberta: bool) -> dict[str, Tensor]:
-    types_TD = source.take(f"{at}token_type_embeddings.weight")
     for name in ("position_ids", "token_type_ids"):  # older files hold these numbers
         if at + name in source:
             source.take(at + name)
-    return {
-        "table.weight": source.take(f"{at}word_embeddings.weight"),
-        "positions.weight": source.take(f"{at}position_embeddings.weight")[PADDING if roberta else 0 :],
-        # RoBERTa has one type; a second one, which no text uses, is the same
-        "types.weight": types_TD.expand(2, -1) if len(types_TD) == 1 else types_TD,
-        "norm.weight": source.take(f"{at}LayerNorm.weight"),
-        "norm.bias": source.take(f"{at}LayerNorm.bias"),
-    }
-
-
-def _encoder(source: Source, at: str, depth: int) -> dict[str, Tensor]:
-    found = {}
-    for i in range(depth):
-        layer, ours = f"{at}{i}.", f"blocks.{i}.sublayers."
-        for kind in ("weight", "bias"):
-            parts = [source.take(f"{layer}attention.self.{name}.{kind}") for name in ("query", "key", "value")]
-            found[f"{ours}0.sublayer.qkv.{kind}"] = torch.cat(parts)
-            found[f"{ours}0.sublayer.out.{kind}"] = source.take(f"{layer}attention.output.dense.{kind}")
-            found[f"{ours}0.norm.{kind}"] = source.take(f"{layer}attention.output.LayerNorm.{kind}")
-            found[f"{ours}1.sublayer.up.{kind}"] = source.take(f"{layer}intermediate.dense.{kind}")
-            found[f"{ours}1.sublayer.down.{kind}"] = source.take(f"{layer}output.dense.{kind}")
-            found[f"{ours}1.norm.{kind}"] = source.take(f"{layer}output.LayerNorm.{kind}")
-    return found
+    found = to_ours(under("", at, EMBEDDINGS), source.take)
+    if roberta:
+        found["positions.weight"] = found["positions.weight"][PADDING:]
+    types_TD = found["types.weight"]
+    # RoBERTa has one type; a second one, which no text uses, is the same
+    return found | {"types.weight": types_TD.expand(2, -1) if len(types_TD) == 1 else types_TD}
 
 
 def _vocabulary(source: Source, kind: str, table: str) -> dict[type, dict[str, Tensor]]:
     """The head that predicts words, where there is one; its decoder must be the table of words."""
-    dense, norm, bias, decoder = {
-        "bert": ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias",
-                 "cls.predictions.decoder"),
-        "roberta": ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias", "lm_head.decoder"),
-        "electra": ("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias",
-                    "generator_lm_head"),
-    }[kind]  # fmt: skip
-    if bias not in source:
+    decoder = DECODERS[kind]
+    if HEADS[kind]["bias"] not in source:
         return {}
     if f"{decoder}.weight" in source and not torch.equal(source.take(f"{decoder}.weight"), source.take(table)):
         raise ImportedError(f"{source.folder}: {decoder}.weight is not the table of words; ours is tied to it")
     if f"{decoder}.bias" in source:
         source.take(f"{decoder}.bias")
-    head = {"bias": source.take(bias)}
-    for ending in ("weight", "bias"):
-        head[f"transform.dense.{ending}"] = source.take(f"{dense}.{ending}")
-        head[f"transform.norm.{ending}"] = source.take(f"{norm}.{ending}")
-    return {Vocabulary: head}
+    return {Vocabulary: to_ours(HEADS[kind], source.take)}

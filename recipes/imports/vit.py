@@ -1,7 +1,8 @@
-"""ViT and ViTMAE's encoder as transformers saves them, and timm's vit_*, into recipes with an image role.
+"""ViT and ViTMAE's encoder as transformers saves them, and timm's vit_*, into recipes with an image role, and back.
 
 Learned positions want `ImagePatches(..., places=LearnedGrid(...))`. Pixels are normalised in mmpre by ImageNet's mean
 and deviation; where a model's own are known to be others, its patch projection is changed so that it gives the same.
+The way back to transformers is recipes/exports/vit.py, by the same tables.
 """
 # D model width, E = 3pp values of a patch, n patches of a picture
 
@@ -15,19 +16,37 @@ from einops import rearrange
 from torch import Tensor
 
 from mmpre.imports import Foreign, ImportedError, Source
+from mmpre.key_table import Table, linear, to_ours, under
 from mmpre.modalities.image_patches import DEVIATION, MEAN
 from mmpre.strict_json import read as read_json
 
-TRANSFORMERS = {
-    "cls": "embeddings.cls_token", "positions": "embeddings.position_embeddings",
-    "project": "embeddings.patch_embeddings.projection", "norm": "layernorm", "layer": "encoder.layer.",
-    "first": "layernorm_before", "second": "layernorm_after", "out": "attention.output.dense",
-    "up": "intermediate.dense", "down": "output.dense",
-}  # fmt: skip
-TIMM = {
-    "cls": "cls_token", "positions": "pos_embed", "project": "patch_embed.proj", "norm": "norm", "layer": "blocks.",
-    "first": "norm1", "second": "norm2", "out": "attn.proj", "up": "mlp.fc1", "down": "mlp.fc2",
-}  # fmt: skip
+PATCHES = {"cls": "embeddings.cls_token", "positions": "embeddings.position_embeddings",
+           "project": "embeddings.patch_embeddings.projection"}  # fmt: skip
+LAYER: Table = {
+    **linear("0.norm", "layernorm_before"),
+    **linear("0.sublayer.qkv", *(f"attention.attention.{name}" for name in ("query", "key", "value"))),
+    **linear("0.sublayer.out", "attention.output.dense"),
+    **linear("1.norm", "layernorm_after"),
+    **linear("1.sublayer.up", "intermediate.dense"),
+    **linear("1.sublayer.down", "output.dense"),
+}
+TIMM_PATCHES = {"cls": "cls_token", "positions": "pos_embed", "project": "patch_embed.proj"}
+TIMM_LAYER: Table = {
+    **linear("0.norm", "norm1"),
+    **linear("0.sublayer.qkv", "attn.qkv"),
+    **linear("0.sublayer.out", "attn.proj"),
+    **linear("1.norm", "norm2"),
+    **linear("1.sublayer.up", "mlp.fc1"),
+    **linear("1.sublayer.down", "mlp.fc2"),
+}
+
+
+def layers(layer: Table, at: str, norm: str, depth: int) -> Table:
+    """The table of an encoder, whose layers they call `at` and a number, and whose closing norm `norm`."""
+    found = dict(linear("norm", norm))
+    for i in range(depth):
+        found |= under(f"blocks.{i}.sublayers.", f"{at}{i}.", layer)
+    return found
 
 
 def accepts(config: Mapping[str, Any]) -> bool:
@@ -37,15 +56,17 @@ def accepts(config: Mapping[str, Any]) -> bool:
 def translate(source: Source) -> Foreign:
     config = source.config
     timm = "architecture" in config
-    names = TIMM if timm else TRANSFORMERS
+    names, layer, inside, norm = (
+        (TIMM_PATCHES, TIMM_LAYER, "blocks.", "norm") if timm else (PATCHES, LAYER, "encoder.layer.", "layernorm")
+    )
     at = "vit." if f"vit.{names['cls']}" in source else ""
     if config.get("hidden_act", "gelu") != "gelu":
         raise ImportedError(f"{source.folder}: its activation is {config['hidden_act']}, ours gelu")
-    depth = len({found[0] for name in source.places if (found := re.findall(rf"^{at}{names['layer']}(\d+)\.", name))})
+    depth = len({found[0] for name in source.places if (found := re.findall(rf"^{at}{inside}(\d+)\.", name))})
     foreign = Foreign(
         role="image",
         modality=_modality(source, at, names, *_pixels(source)),
-        encoder=_encoder(source, at, names, depth, timm=timm),
+        encoder=to_ours(layers(layer, f"{at}{inside}", f"{at}{norm}", depth), source.take),
         attention_heads=_heads(config) if timm else config["num_attention_heads"],
         eps=1e-6 if timm else config.get("layer_norm_eps", 1e-12),
         pre_norm=True,
@@ -90,23 +111,3 @@ def _modality(
         "cls_D": source.take(f"{at}{names['cls']}").flatten() + place_nD[0],
         "places.table_PD": place_nD[1:],
     }
-
-
-def _encoder(source: Source, at: str, names: Mapping[str, str], depth: int, *, timm: bool) -> dict[str, Tensor]:
-    found = {}
-    for kind in ("weight", "bias"):
-        found[f"norm.{kind}"] = source.take(f"{at}{names['norm']}.{kind}")
-        for i in range(depth):
-            layer, ours = f"{at}{names['layer']}{i}.", f"blocks.{i}.sublayers."
-            if timm:
-                qkv = source.take(f"{layer}attn.qkv.{kind}")
-            else:
-                parts = ("query", "key", "value")
-                qkv = torch.cat([source.take(f"{layer}attention.attention.{one}.{kind}") for one in parts])
-            found[f"{ours}0.sublayer.qkv.{kind}"] = qkv
-            found[f"{ours}0.sublayer.out.{kind}"] = source.take(f"{layer}{names['out']}.{kind}")
-            found[f"{ours}0.norm.{kind}"] = source.take(f"{layer}{names['first']}.{kind}")
-            found[f"{ours}1.sublayer.up.{kind}"] = source.take(f"{layer}{names['up']}.{kind}")
-            found[f"{ours}1.sublayer.down.{kind}"] = source.take(f"{layer}{names['down']}.{kind}")
-            found[f"{ours}1.norm.{kind}"] = source.take(f"{layer}{names['second']}.{kind}")
-    return found

@@ -1,0 +1,53 @@
+"""Files and folders that get their name when they are whole, or never."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def folder_aside(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out` to write into; it is synced and renamed at the end, or removed on an error.
+
+    Raises FileExistsError where `out` is there already. What a killed writer left is removed first.
+    """
+    if os.path.lexists(out):
+        raise FileExistsError(f"{out} is there already; remove it, or give another name")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f".{out.name}.aside-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    aside = out.parent / f".{out.name}.aside-{secrets.token_hex(4)}"
+    aside.mkdir()
+    try:
+        yield aside
+        for path in aside.rglob("*"):
+            sync(path)
+        os.rename(aside, out)
+        sync(out.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def file_aside(out: Path) -> Iterator[Path]:
+    """A hidden file beside `out` to write; it is synced and takes `out`'s place at the end, or is removed."""
+    aside = out.parent / f".{out.name}.aside-{secrets.token_hex(4)}"
+    try:
+        yield aside
+        sync(aside)
+        os.replace(aside, out)
+        sync(out.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold what was written."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

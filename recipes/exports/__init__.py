@@ -1,0 +1,1 @@
+"""What `mmpre export` writes for other libraries: one file a class."""
