@@ -28,3 +28,45 @@ def export(rest: list[str]) -> None:
         print(json_.dumps(dataclasses.asdict(told), indent=2, default=str) if json else "\n  ".join(told.lines()))
 
     tyro.cli(go, args=rest, prog="mmpre export")
+
+
+def embed(rest: list[str]) -> None:
+    def go(
+        run: Run, data: tuple[str, ...], out: Path, layer: int | None = None, pool: str = "mean",
+        roles: tuple[str, ...] = (), sidecar: str | None = None, best: bool = False, batch: int = 32,
+        processes: int | None = None, threads: int = 1, max_holes: float = 0.05, json: bool = False,
+    ) -> None:  # fmt: skip
+        """Features of every row of some shards, with their keys, in one file of safetensors or Parquet.
+
+        Run it again after a kill: it goes on, and the file is the same to the byte. Under torchrun its processes share
+        the work.
+
+        Args:
+            run: The run's folder.
+            data: Shards: paths, folders, globs, urls, or patterns such as a-{000..009}.tar.
+            out: The file to write, .safetensors or .parquet.
+            layer: Of the encoder, 0 for what comes in; by default the network's result.
+            pool: mean over a row's ordinary tokens, first token, or none for all tokens; each role by itself.
+            roles: Of the network; by default all.
+            sidecar: Sidecar folder of these shards.
+            best: Use the weights with the best held-out loss, not the newest.
+            batch: Rows at once; 1 gives what each row gives alone, others differ from it in last bits.
+            processes: To share the work; by default one for each core, or GPU.
+            threads: Of each process's arithmetic.
+            max_holes: Share of rows that cannot be read past which it stops.
+            json: Print JSON for programs.
+        """
+        from mmpre.embed import embed as embed_data
+
+        told = embed_data(
+            run, data, out, sidecar=sidecar, layer=layer, pool=pool, roles=roles, best=best, batch=batch,
+            processes=processes, threads=threads, max_holes=max_holes,
+        )  # fmt: skip
+        if json:
+            print(json_.dumps(told, indent=2))
+            return
+        causes = ", ".join(f"{cause}: {count}" for cause, count in told["holes"].items())
+        holes = f"; {sum(told['holes'].values())} are holes ({causes}), named in {told['named_in']}" if causes else ""
+        print(f"{told['out']}: {told['rows']:,} of {told['of']:,} rows{holes}")
+
+    tyro.cli(go, args=rest, prog="mmpre embed")

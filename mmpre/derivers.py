@@ -3,7 +3,6 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,13 +10,8 @@ from torch import Tensor
 
 from mmpre.data.derive import DeriveError, Deriver
 from mmpre.data.sample import Sample
-from mmpre.draw import Draw
-from mmpre.network import Network
 from mmpre.plugins import load_file
-from mmpre.processes import Processes
-from mmpre.run import load
-from mmpre.tokens import Row, pack
-from mmpre.view import View
+from mmpre.states import RunStates
 
 POOLS = ("mean", "none")
 
@@ -40,51 +34,26 @@ def from_run(
     """
     if pool not in POOLS:
         raise DeriveError(f"pool must be one of {', '.join(POOLS)}, got {pool!r}")
-    opened = load(run, best=best)
-    network = opened.recipe.network
-    if not isinstance(network, Network):
-        raise DeriveError(f"{run}: its recipe's network is a {type(network).__name__}; states are read from a Network")
-    depth = len(network.encoder.blocks)
-    if layer is not None and not 0 <= layer <= depth:
-        raise DeriveError(f"layer must lie between 0 (what comes in) and {depth}, got {layer}")
-    if unknown := set(roles) - set(network.readers):
-        raise DeriveError(f"no role {', '.join(sorted(unknown))}; the network has {', '.join(network.readers)}")
-    device = Processes.device_here()
-    network.to(device).eval()
-    view = View(roles=tuple(roles) or None)
+    states = RunStates(run, layer=layer, roles=roles, best=best)
 
     def derive(samples: Sequence[Sample]) -> list[dict[str, Tensor]]:
         rows, of_row = [], []
         for i, sample in enumerate(samples):
-            for one in _windows(sample, network):
-                rows.append(replace(_row(view, one, network), key=str(len(rows))))
+            for one in _windows(sample, states):
+                rows.append(states.row(one, str(len(rows))))
                 of_row.append(i)
-        batch = pack(rows, view.attend.plan).to(device)
-        with torch.inference_mode():
-            if layer is None:
-                state_ND = network(batch)
-            else:
-                state_ND = network(batch, read=[layer]).layer[layer]
-        found: dict[int, Tensor] = {}
-        for key, state_nD in zip(batch.keys, state_ND.split(batch.layout.lengths_B.tolist()), strict=True):
-            found[int(key)] = state_nD
+        found = [torch.cat(list(by_role.values())) for by_role in states.of(rows)]
         return [_told([found[r] for r, owner in enumerate(of_row) if owner == i], pool) for i in range(len(samples))]
 
-    manifest = hashlib.sha256((opened.checkpoint.path / "MANIFEST.json").read_bytes()).hexdigest()
-    about = f"run {manifest}, layer {layer}, pool {pool}, roles {','.join(roles) or 'all'}"
+    about = f"run {states.checkpoint}, layer {layer}, pool {pool}, roles {','.join(roles) or 'all'}"
     return Deriver(derive, about)
 
 
-def _windows(sample: Sample, network: Network) -> list[Sample]:
-    cutting = [reader for reader in network.readers.values() if getattr(reader, "windowed", False)]
+def _windows(sample: Sample, states: RunStates) -> list[Sample]:
+    cutting = [reader for reader in states.readers.values() if getattr(reader, "windowed", False)]
     if not cutting:
         return [sample]
     return [sample.at_window(window) for window in range(len(cutting[0].windows(sample)))]
-
-
-def _row(view: View, sample: Sample, network: Network) -> Row:
-    draw = Draw.row(0, 0, 0, epoch=0, unit=0)
-    return view.row(sample, network.readers, draw, lambda role, k: sample)
 
 
 def _told(states: Sequence[Tensor], pool: str) -> Mapping[str, Tensor]:

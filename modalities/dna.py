@@ -6,6 +6,7 @@ DNABERT-2 (arXiv:2306.15006).
 """
 # N tokens of the packed batch, L bases of a window, W pieces of a window (no special tokens), D model width
 
+import copy
 import hashlib
 import os
 from collections import OrderedDict
@@ -235,6 +236,12 @@ class DnaReader:
             special_N, ids=self._between(self.cutter.cls, ids_W, self.cutter.sep), base=self._between(-1, first_W, -1),
             lower=self._between(0, lower_L[last_W] - lower_L[first_W], 0), position=torch.arange(len(special_N)),
         )  # fmt: skip
+
+    def still(self) -> "DnaReader":
+        """The same without chance: each window as it stands, unless all are turned."""
+        made = copy.copy(self)
+        made.reverse = float(self.reverse == 1)
+        return made
 
     def place(self, sample: Sample) -> tuple[str, int, int]:
         """Where a sample's window stands: the record's name, and the bases of it (first, last + 1)."""

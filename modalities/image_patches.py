@@ -7,7 +7,7 @@ normalisation as in the authors' code of MAE, He et al. 2021, arXiv:2111.06377.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -71,6 +71,10 @@ class ImageReader:
         special_N[0] = CLS
         return Tokens.of_row(special_N, patch=F.pad(patch_nE, (0, 0, 1, 0)), position=F.pad(position_n2, (0, 0, 1, 0)))
 
+    def still(self) -> "ImageReader":
+        """The same without chance: a transform gives way to its `still`, where it has one (`random_crops`)."""
+        return replace(self, transform=getattr(self.transform, "still", self.transform))
+
     def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
         """A picture of a row: its patches in their places, hidden ones grey."""
         ordinary_N = tokens.special_N < 0
@@ -110,10 +114,13 @@ def picture(patch_nE: Tensor, rows: int, columns: int) -> Tensor:
 def random_crops(side_px: int, *, least: float = 0.2) -> Callable[[Image.Image], Image.Image]:
     """Squares of `side_px` cut at random, resized (bicubic) and flipped half of the time: MAE's augmentation.
 
-    A crop has between `least` and all of the picture's area, and sides of a ratio of 3:4 to 4:3.
+    A crop has between `least` and all of the picture's area, and sides of a ratio of 3:4 to 4:3. Without chance
+    (`still`) it is the square in the middle.
     """
     crop = transforms.RandomResizedCrop(side_px, scale=(least, 1.0), interpolation=BICUBIC)
-    return transforms.Compose([crop, transforms.RandomHorizontalFlip()])
+    made = transforms.Compose([crop, transforms.RandomHorizontalFlip()])
+    made.still = middle(side_px)
+    return made
 
 
 def middle(side_px: int) -> Callable[[Image.Image], Image.Image]:

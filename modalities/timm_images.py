@@ -6,7 +6,7 @@ model is a front whose places the blocks compare.
 # N tokens of the packed batch, B pictures of n tokens each, S side in pixels, E channels of the map, D model width
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -59,6 +59,10 @@ class SquareReader:
         return Tokens.of_row(
             torch.full((self.count,), -1), pixels=Ragged(pixels_13SS, torch.tensor([1])), place=torch.arange(self.count)
         )
+
+    def still(self) -> "SquareReader":
+        """The same without chance: a transform gives way to its `still`, where it has one."""
+        return replace(self, transform=getattr(self.transform, "still", self.transform))
 
     def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
         """A picture of a row: the square, with what hidden tokens stand for in grey."""

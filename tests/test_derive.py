@@ -17,6 +17,7 @@ from mmpre.data.sample import BadMember
 from mmpre.data.shards import CorruptSample, ShardReader, Sidecar, shard_writer
 from mmpre.derivers import from_run
 from mmpre.options import RunOptions
+from mmpre.states import StatesError
 
 TONES = Path(__file__).parent / "tones.py"
 COUNTING = '''
@@ -177,9 +178,9 @@ def test_a_runs_states_are_those_of_its_network_whatever_they_are_packed_with(sh
 
 
 def test_states_that_a_run_cannot_give_are_refused(run):
-    with pytest.raises(DeriveError, match=r"layer must lie between 0 \(what comes in\) and 2, got 3"):
+    with pytest.raises(StatesError, match=r"layer must lie between 0 \(what comes in\) and 2, got 3"):
         from_run(run, layer=3)
-    with pytest.raises(DeriveError, match="no role text; the network has tones"):
+    with pytest.raises(StatesError, match="no role text; the network has tones"):
         from_run(run, roles=("text",))
     with pytest.raises(DeriveError, match="pool must be one of mean, none, got 'max'"):
         from_run(run, pool="max")
