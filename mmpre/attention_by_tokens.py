@@ -96,7 +96,8 @@ class Graph:
     Nodes are the tokens of `role`, or those among them that the field `nodes` marks. `edges` names the field of
     `role`'s tokens with pairs, (E, 2): in each, the first sees the second, both being numbers of tokens of `role` in
     their row (with `refers_to="tokens"` or without). `links` names such fields for other roles: the first number is
-    of a token of `role`, the second of one of the other role, and the two see each other.
+    of a token of `role`, the second of one of the other role (which may be `role` itself), and the two see each other.
+    With `special` the special tokens of all roles that are no nodes see nodes and are seen by them.
     Source: graph-guided masked attention of GraphCodeBERT, Guo et al. 2020, arXiv:2009.08366.
     """
 
@@ -104,9 +105,14 @@ class Graph:
     edges: str | None = "edges"
     nodes: str | None = None
     links: Mapping[str, str] | None = None
+    special: bool = False
 
     def plan(self, layout: Layout, batch: Batch | None = None) -> Plan:
         node_N = _marked(self, layout, batch, self.role, self.nodes)
+        open_N = torch.zeros_like(node_N)
+        for role in layout.roles if self.special else ():
+            open_N[layout.index[role].cpu()] = _seen(self, batch, role).special_N >= 0
+        open_N &= ~node_N
         n_N = torch.repeat_interleave(layout.lengths_B, layout.lengths_B, output_size=layout.size)
         start_N = torch.repeat_interleave(layout.starts_B, layout.lengths_B, output_size=layout.size)
         # the rows' n x n tables lie end to end; entry (q, k) stands at base_N[q] + k
@@ -119,7 +125,7 @@ class Graph:
             q_E, k_E = self._pairs(layout, batch, name, other)
             edge_X[base_N[q_E] + k_E] = True
             edge_X[base_N[k_E] + q_E] = True
-        return Plan(layout, _Graph(node_N, edge_X, base_N))
+        return Plan(layout, _Graph(node_N, open_N, edge_X, base_N))
 
     def _pairs(self, layout: Layout, batch: Batch | None, name: str, other: str) -> Tensor:
         """Return the places of both ends of each pair, as (2, E)."""
@@ -143,13 +149,14 @@ class Graph:
 @dataclass(frozen=True)
 class _Graph:
     node_N: Bool[Tensor, "N"]
+    open_N: Bool[Tensor, "N"]
     edge_X: Bool[Tensor, "X"]
     base_N: Int[Tensor, "N"]
 
     def __call__(self, q: Tensor, k: Tensor) -> Tensor:
         # flex_attention asks for tokens of two rows too, whose entry may lie outside of the tables
         edge = self.edge_X[(self.base_N[q] + k).clamp(0, len(self.edge_X) - 1)]
-        return edge | (q == k) | ~(self.node_N[q] | self.node_N[k])
+        return edge | (q == k) | self.open_N[q] | self.open_N[k] | ~(self.node_N[q] | self.node_N[k])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ strip of numbered cells.
 """
 # N tokens of one row
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Protocol, runtime_checkable
 
@@ -55,10 +55,12 @@ def show_row(reader: Reader, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample
 def cells(
     texts: Sequence[str], hidden_N: Bool[Tensor, "N"], *, special: Bool[Tensor, "N"] | None = None,
     colours: Sequence[str | None] | None = None, gap_px: int = 3, above_px: int = 0,
+    under: Callable[[ImageDraw.ImageDraw, Sequence[Box]], None] | None = None,
 ) -> tuple[Image.Image, list[Box]]:  # fmt: skip
     """Texts in lines, one cell each, and where each cell stands; hidden ones light on red, special ones grey.
 
-    `colours` are the cells' grounds. `above_px` leaves room over each line, for edges.
+    `colours` are the cells' grounds. `above_px` leaves room over each line; what `under` draws (edges) shows
+    there and between the cells, and never over their texts.
     """
     face = font(SIZE_PX)
     hidden, special_ = hidden_N.tolist(), [False] * len(texts) if special is None else special.tolist()
@@ -73,6 +75,8 @@ def cells(
         x += wide + gap_px
     picture = Image.new("RGB", (max([WIDTH_PX, *(box[2] + gap_px for box in boxes)]), y + high + gap_px), PAPER)
     pen = ImageDraw.Draw(picture)
+    if under is not None:
+        under(pen, boxes)
     for i, (text, box) in enumerate(zip(said, boxes, strict=True)):
         ground = HIDDEN if hidden[i] else (colours[i] if colours else None) or "#f1f1ee"
         pen.rectangle(box, fill=ground)

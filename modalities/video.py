@@ -14,12 +14,14 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, UInt8
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2 as transforms
 
 from mmpre.data.sample import Sample
-from mmpre.data.video import Video
+from mmpre.data.video import Segments, Video
 from mmpre.draw import Draw
+from mmpre.show import GREY, WIDTH_PX, enlarged
 from mmpre.tokens import Tokens
 
 CLS = 0  # kind of special token, in Tokens.special_N
@@ -80,6 +82,24 @@ class VideoReader:
         special_N[0] = CLS
         fields = {"tubelet": tubelet_nE, "position": position_n3}
         return Tokens.of_row(special_N, **{name: F.pad(one, (0, 0, 1, 0)) for name, one in fields.items()})
+
+    def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
+        """The first frame of each tubelet side by side, with what is hidden in grey."""
+        ordinary_N = tokens.special_N < 0
+        tubelet_nE, place_n3 = tokens["tubelet"][ordinary_N].clone(), tokens["position"][ordinary_N].long()
+        tubelet_nE[hidden_N[ordinary_N]] = GREY
+        times, rows, columns = (int(side) for side in place_n3.amax(0) + 1)
+        whole_nE = tubelet_nE.new_full((times * rows * columns, tubelet_nE.shape[1]), 255)
+        whole_nE[(place_n3[:, 0] * rows + place_n3[:, 1]) * columns + place_n3[:, 2]] = tubelet_nE
+        first_THW3 = clip(whole_nE, rows, columns, self.frames)[:: self.frames]
+        gap_TH43 = first_THW3.new_full((*first_THW3.shape[:2], 4, 3), 255)
+        strip_HW3 = rearrange(torch.cat([first_THW3, gap_TH43], 2), "t h w c -> h (t w) c")
+        return enlarged(Image.fromarray(strip_HW3.numpy()), side_px=WIDTH_PX)
+
+
+def plain_reader(sample: Sample) -> VideoReader:
+    """A reader of ordinary settings, for `mmpre data inspect`."""
+    return VideoReader(Video(sampling=Segments(16)), transform=middle(112))
 
 
 def grid(height_px: int, width_px: int, patch_px: int, max_patches: int) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from torch import nn
 from mmpre.data.audio import Audio
 from mmpre.data.sample import BadMember, Sample
 from mmpre.data.video import Segments, Video
+from mmpre.modalities.code_graph import CodeGraph, CodeReader
 from mmpre.modalities.dna import Dna, DnaReader, Kmers
 from mmpre.modalities.image_patches import ImagePatches, ImageReader, random_crops
 from mmpre.modalities.regions import RegionReader, Regions
@@ -67,6 +68,15 @@ def films():
     return [clips.sample(data, suffix, suffix) for data, suffix in zip(files, ("webp", "mp4", "gif"), strict=True)]
 
 
+def programs():
+    written = (
+        "def f(a):\n    # twice\n    b = a * 2\n    return b\n",
+        "x = y\n" * 30,
+        "for i in range(9):\n    s = s + i\n",
+    )
+    return [member("py", text.encode(), str(i)) for i, text in enumerate(written)]
+
+
 def melodies():
     return [member("notes", notes, str(i)) for i, notes in enumerate((b"1 2 3.5", b"5 4 3 2 1 0 1", b"7 9"))]
 
@@ -98,6 +108,10 @@ CASES = {
         VideoTubelets(VideoReader(Video(sampling=Segments(4)), patch_px=8, transform=crops(16)), width=8),
         films(), "position",
     ),
+    "code graph": lambda: (
+        CodeGraph(CodeReader("bytes", max_length=90, comments=True, max_comment=20), width=8), programs(),
+        ("position", "word", "node", "code"),
+    ),
     "tones": lambda: (Tones(8), melodies(), "position"),
 }  # fmt: skip
 
@@ -105,7 +119,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_modality_keeps_to_the_contract(name):
     modality, samples, visible = module(CASES[name])
-    check_modality(modality, samples, visible=(visible,))
+    check_modality(modality, samples, visible=(visible,) if isinstance(visible, str) else visible)
     assert all(one.grad is None for one in modality.parameters()) and modality.training
 
 

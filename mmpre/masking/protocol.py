@@ -23,7 +23,7 @@ class Mask(Protocol):
     role: str
 
     def __call__(self, tokens: Tokens, draw: Draw) -> Int[Tensor, "M"]:
-        """Return the numbers of the picked tokens, sorted, none special."""
+        """Return the numbers of the picked tokens, sorted, none special (pairs.py: ends of pairs)."""
         ...
 
 
