@@ -17,9 +17,10 @@ from mmpre.recipes.benchmarks import readers
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folders = {name: tmp_path_factory.mktemp(name) for name in ("recordings", "genomes")}
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("recordings", "genomes", "programs")}
     readers.write_recordings(folders["recordings"])
     readers.write_genomes(folders["genomes"])
+    readers.write_programs(folders["programs"])
     return folders
 
 

@@ -10,9 +10,17 @@ Windows of 1,020 bases (of 65,536-base members, generated) to 6-mers side by sid
 
     mmpre           from the shard to tokens, with repeats and places
     transformers    the letters are in memory already; EsmTokenizer, as the Nucleotide Transformer's
+
+Functions of Python's own library (of a few modules, 3 to 60 lines) to bytes with their data flow:
+
+    mmpre           from the shard to pieces, nodes, edges and links
+    tree-sitter     the text is in memory already; it is parsed, and nothing more
 """
 
+import ast
 import io
+import sysconfig
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from itertools import cycle, product
 from pathlib import Path
@@ -29,18 +37,20 @@ from mmpre.data.index import open_shards
 from mmpre.data.shards import ShardReader, shard_writer
 from mmpre.data.units import Units, measure
 from mmpre.draw import Draw
+from mmpre.modalities.code_graph import CodeReader
 from mmpre.modalities.dna import DnaReader, Kmers
 from mmpre.modalities.speech import FbankReader
 from mmpre.modality import Reader
 from mmpre.recipes.benchmarks.harness import serve, take_turns, timed
 
-description = "one loading worker on recordings and genomes, against torchaudio and transformers"
+description = "one loading worker on recordings, genomes and programs, against the bare libraries"
 
 RATE_HZ, SECONDS, RECORDINGS, BASES, MEMBERS = 44_100, 3, 48, 65_536, 4
+MODULES = ("argparse", "statistics", "tarfile", "textwrap", "zipfile")
 
 
 def run(settings: Settings) -> Iterator[Comparison]:
-    cases = {"recordings": write_recordings, "genomes": write_genomes}
+    cases = {"recordings": write_recordings, "genomes": write_genomes, "programs": write_programs}
     for title, write in cases.items():
         if settings.cases not in title:
             continue
@@ -68,6 +78,17 @@ def write_genomes(folder: Path) -> None:
     with shard_writer(folder, prefix="genomes") as sink:
         for i in range(MEMBERS):
             sink.write({"__key__": f"genome{i}", "dna": rng.choice(list("ACGTacgt"), BASES).astype("S1").tobytes()})
+
+
+def write_programs(folder: Path) -> None:
+    with shard_writer(folder, prefix="programs") as sink:
+        for module in MODULES:
+            text = (Path(sysconfig.get_path("stdlib")) / f"{module}.py").read_text(encoding="utf-8")
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.FunctionDef) and 3 <= node.end_lineno - node.lineno < 60:
+                    lines = text.splitlines(keepends=True)[node.lineno - 1 : node.end_lineno]
+                    key = f"{module}-{node.lineno:05d}"
+                    sink.write({"__key__": key, "py": textwrap.dedent("".join(lines))})
 
 
 def ours(reader: Reader, data: str, steps: int) -> Turn:
@@ -130,12 +151,24 @@ def transformers_words(data: str, steps: int) -> Turn:
     return timed(each(tokenizer, cycle(windows)), warmup=20, count=steps)
 
 
+def parse(data: str, steps: int) -> Turn:
+    import tree_sitter
+    import tree_sitter_python
+
+    parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_python.language()))
+    reader = ShardReader(open_shards(data))
+    texts = [reader.read(i)["py"] for i in range(len(reader.shards))]
+    return timed(each(parser.parse, cycle(texts)), warmup=20, count=steps)
+
+
 CONTENDERS = {
     "recordings mmpre": lambda **given: ours(FbankReader(Audio(windowed=True)), **given),
     "recordings torchaudio": torchaudio_frames,
     "recordings transformers": transformers_frames,
     "genomes mmpre": lambda **given: ours(DnaReader(Kmers(6), length=1020), **given),
     "genomes transformers": transformers_words,
+    "programs mmpre": lambda **given: ours(CodeReader("bytes", max_length=4096), **given),
+    "programs tree-sitter": parse,
 }
 
 if __name__ == "__main__":
