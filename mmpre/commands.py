@@ -338,8 +338,8 @@ def inspect(rest: list[str]) -> None:
 def derive(rest: list[str]) -> None:
     def go(
         shards: Paths, out: Path, by: Path, suffix: str = "derived.safetensors", batch: int = 32,
-        layer: int | None = None, pool: str = "mean", roles: tuple[str, ...] = (), best: bool = False,
-        max_holes: float = 0.05,
+        layer: int | None = None, pool: str = "mean", roles: tuple[str, ...] = (), features: bool = False,
+        centres: Path | None = None, fit: int | None = None, best: bool = False, max_holes: float = 0.05,
     ) -> None:  # fmt: skip
         """Compute once what a frozen network makes of each sample, into a sidecar beside the shards.
 
@@ -354,16 +354,25 @@ def derive(rest: list[str]) -> None:
             layer: Of a run's encoder, 0 for what comes in; by default the network's result.
             pool: Of a run's states: mean over a row's tokens, or none for all of them.
             roles: Of a run's network; by default all.
+            features: Take the modality's clean features (pixels of patches, say) in place of a run's states.
+            centres: File of k-means centres; what is written is the number of each token's nearest one.
+            fit: First find so many centres of these shards (the training ones), and write that file.
             best: Use the run's weights with the best held-out loss, not the newest.
             max_holes: Share of unusable samples of a shard past which it stops.
         """
+        from mmpre.data.derive import DeriveError
         from mmpre.data.derive import derive as derive_shards
-        from mmpre.derivers import from_file, from_run
+        from mmpre.derivers import fit_centres, from_file, from_run
 
         if by.suffix == ".py":
             deriver = from_file(by)
         else:
-            deriver = from_run(by, layer=layer, pool=pool, roles=roles, best=best)
+            read = {"layer": layer, "roles": roles, "features": features, "best": best}
+            if fit is not None:
+                if centres is None:
+                    raise DeriveError("derive: --fit needs --centres, the file that the centres are written to")
+                fit_centres(by, list(shards), fit, centres, **read)
+            deriver = from_run(by, pool=pool, centres=centres, **read)
         print(derive_shards(list(shards), out, deriver, suffix=suffix, batch=batch, max_holes=max_holes))
 
     tyro.cli(go, args=rest, prog="mmpre data derive")

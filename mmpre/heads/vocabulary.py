@@ -26,6 +26,13 @@ class Vocabulary(nn.Module):
         self.table = tie
         self.bias = nn.Parameter(torch.zeros(tie.num_embeddings))
 
+    @classmethod
+    def untied(cls, width: int, ids: int, *, field: str) -> "Vocabulary":
+        """With a table of its own, for ids that nothing embeds, such as codes of pictures (BEiT, arXiv:2106.08254)."""
+        table = nn.Embedding(ids, width)
+        nn.init.normal_(table.weight, std=0.02)
+        return cls(table, field=field)
+
     def scores(self, state_MD: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
         return F.linear(self.transform(state_MD), self.table.weight, self.bias)
 

@@ -1,0 +1,65 @@
+"""Codes of a sample's tokens from a sidecar, beside the tokens themselves."""
+# N tokens of one row
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+from PIL import Image
+from torch import Tensor
+
+from mmpre.data.sample import BadMember, Sample
+from mmpre.draw import Draw
+from mmpre.modality import Reader
+from mmpre.show import show_row
+from mmpre.tokens import Ragged, Tokens
+
+
+@dataclass(frozen=True)
+class WithCodes:
+    """A reader whose tokens get a field `field` with their codes, as `mmpre data derive` wrote them: -1 if special.
+
+    It goes into a view: `View(readers={"video": WithCodes(video.reader, codes=512)})`. `reader` must read the same
+    tokens every time, as it did then: no random crops or frames. A sample whose codes are missing or of another number
+    than its tokens raises BadMember.
+    """
+
+    reader: Reader
+    codes: int
+    suffix: str = "derived.safetensors"
+    field: str = "code"
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        return self.reader.suffixes
+
+    @property
+    def windowed(self) -> bool:
+        return getattr(self.reader, "windowed", False)
+
+    @property
+    def digest(self) -> str:
+        return self.reader.digest
+
+    def windows(self, sample: Sample) -> list[int]:
+        return self.reader.windows(sample)
+
+    def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
+        return show_row(self.reader, tokens, hidden_N, sample)
+
+    def tokenize(self, sample: Sample, draw: Draw) -> Tokens:
+        tokens = self.reader.tokenize(sample, draw)
+        told = sample.tensors((self.suffix,))
+        if not {"codes", "lengths"} <= told.keys() or any(told[name].ndim != 1 for name in ("codes", "lengths")):
+            detail = f"wanted the lists codes and lengths, got {sorted(told)[:8]}; derive it again"
+            raise BadMember("codes incomplete", self.suffix, detail)
+        lengths = told["lengths"].tolist()
+        if sum(lengths) != len(told["codes"]) or sample.window >= len(lengths) or lengths[sample.window] != len(tokens):
+            detail = f"codes of {lengths[:8]} tokens for a row of {len(tokens)}; read as when they were derived"
+            raise BadMember("codes of other tokens", self.suffix, detail)
+        code_N = told["codes"].split(lengths)[sample.window].long()
+        if ((code_N < 0) & (tokens.special_N < 0)).any() or code_N.max() >= self.codes:
+            detail = f"codes must lie in 0 to {self.codes - 1}, got {int(code_N.min())} to {int(code_N.max())}"
+            raise BadMember("codes out of range", self.suffix, detail)
+        fields = dict(tokens.fields) | {self.field: Ragged(code_N, torch.tensor([len(code_N)]))}
+        return Tokens(tokens.special_N, tokens.lengths_B, fields)
