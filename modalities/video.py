@@ -8,7 +8,7 @@ authors' code of V-JEPA, Bardes et al. 2024, arXiv:2404.08471; learned ones as i
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,11 @@ class VideoReader:
     @property
     def suffixes(self) -> tuple[str, ...]:
         return self.video.suffixes
+
+    def still(self) -> "VideoReader":
+        """The same without chance: frames of the middle, and a transform gives way to its `still`, where it has one."""
+        video = replace(self.video, sampling=self.video.sampling.still())
+        return replace(self, video=video, transform=getattr(self.transform, "still", self.transform))
 
     def tokenize(self, sample: Sample, draw: Draw) -> Tokens:
         clip_T3HW = self.video.frames(sample, draw.child("frames")).permute(0, 3, 1, 2)
@@ -130,10 +135,12 @@ def random_crops(side_px: int, *, least: float = 0.5, flip: bool = False) -> Cal
     """The same square of `side_px` cut at random from all frames, resized (bicubic); with `flip`, turned half the time.
 
     A crop has between `least` and all of a frame's area, and sides of a ratio of 3:4 to 4:3. Flipping is wrong where
-    captions say left and right.
+    captions say left and right. Without chance (`still`) it is the square in the middle.
     """
     crop = transforms.RandomResizedCrop(side_px, scale=(least, 1.0), interpolation=BICUBIC)
-    return transforms.Compose([crop, transforms.RandomHorizontalFlip()]) if flip else crop
+    made = transforms.Compose([crop, *([transforms.RandomHorizontalFlip()] if flip else [])])
+    made.still = middle(side_px)
+    return made
 
 
 def middle(side_px: int) -> Callable[[Tensor], Tensor]:
@@ -216,3 +223,8 @@ class VideoTubelets(nn.Module):
         x_ND = torch.where(replaced_N[:, None], self.mask_D, self.project(f_NE))
         x_ND = torch.where((tokens.special_N == CLS)[:, None], self.cls_D, x_ND)
         return x_ND + self.places(tokens)
+
+    def restored(self, tokens: Tokens, f_NE: Float[Tensor, "N E"]) -> Tokens:
+        """The tokens with the pixels that features say; special tokens show none."""
+        byte_NE = ((f_NE.float() - self.shift_E) / self.scale_E).round().clamp(0, 255).to(torch.uint8)
+        return tokens.with_values(tubelet=byte_NE.masked_fill((tokens.special_N >= 0)[:, None], 0))

@@ -1,5 +1,6 @@
 """Frames of video files: the same from every container and library, chosen as asked; and the tokens made of them."""
 
+import json
 import os
 import pickle
 from importlib.util import find_spec
@@ -8,9 +9,12 @@ import clips
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+from mmpre.cli import main
 from mmpre.data.sample import BadMember
+from mmpre.data.shards import shard_writer
 from mmpre.data.video import Evenly, Rate, Segments, Video
 from mmpre.data.video_file import read
 from mmpre.draw import Draw
@@ -21,6 +25,7 @@ from mmpre.masking.grid import Blocks, Tube
 from mmpre.masking.random import RandomTokens
 from mmpre.modalities.video import Learned, SinCos, VideoReader, VideoTubelets, clip, middle, random_crops
 from mmpre.network import Network
+from mmpre.show import WIDTH_PX
 from mmpre.tokens import Tokens, pack
 from mmpre.view import View
 
@@ -314,3 +319,40 @@ def test_a_reader_can_be_sent_to_workers():
     one = several()[1]
     assert torch.equal(again.tokenize(one, row())["tubelet"], reader().tokenize(one, row())["tubelet"])
     assert isinstance(VideoTubelets(again, width=8), nn.Module)
+
+
+def test_without_chance_a_reader_takes_the_middle_of_frames_and_pictures():
+    plain = VideoReader(Video(sampling=Segments(4)), 16, 2, random_crops(32)).still()
+    assert plain.video.sampling == Segments(4, random=False)
+    one = clips.sample(FILES["webp"], "webp")
+    expected = VideoReader(Video(sampling=Segments(4, random=False)), 16, 2, middle(32)).tokenize(one, row())
+    assert torch.equal(plain.tokenize(one, row(5))["tubelet"], expected["tubelet"])
+    assert Rate(2.0, 3).still() == Rate(2.0, 3, random=False) and Evenly(2).still() == Evenly(2)
+
+
+def test_a_row_is_shown_as_the_first_frames_of_its_tubelets_with_hidden_ones_grey():
+    video, one = reader(), clips.sample(FILES["webp"], "webp")
+    tokens = video.tokenize(one, row())
+    hidden_N = torch.zeros(len(tokens), dtype=torch.bool)
+    hidden_N[1 + 12 + 5] = True  # second tubelet, row 1, column 1
+    shown = np.asarray(video.show(tokens, hidden_N))
+    times = WIDTH_PX // (2 * 68)
+    assert shown.shape == (48 * times, 2 * 68 * times, 3)
+    frames = shown[::times, ::times].reshape(48, 2, 68, 3).transpose(1, 0, 2, 3)[:, :, :64]
+    assert (frames[1, 16:32, 16:32] == 128).all() and not (frames[0, 16:32, 16:32] == 128).all()
+    whole = clip(tokens["tubelet"][1:], 3, 4, 2).numpy()
+    assert np.array_equal(frames[0], whole[0]) and np.array_equal(frames[1, :16], whole[2, :16])
+    modality = VideoTubelets(video, width=8)
+    again = modality.restored(tokens, modality.features(tokens))
+    assert torch.equal(again["tubelet"], tokens["tubelet"])
+
+
+def test_the_command_line_draws_what_a_tube_hides(tmp_path, capsys):
+    with shard_writer(tmp_path / "clips") as sink:
+        for i in range(2):
+            sink.write({"__key__": f"c{i}", "webp": clips.animation(clips.frames(12, 60, 80, i))})
+    main(["data", "inspect", str(tmp_path / "clips"), "--modality", "video", "--picture", str(tmp_path / "it.png"),
+          "--mask", "Tube(inside=ExactShare(share=0.5))", "--json"])  # fmt: skip
+    told = json.loads(capsys.readouterr().out)
+    assert [one["hidden"] / one["ordinary"] for one in told["shown"]] == [pytest.approx(0.5, abs=0.02)] * 2
+    assert Image.open(tmp_path / "it.png").width >= WIDTH_PX // 2

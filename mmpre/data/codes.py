@@ -1,7 +1,7 @@
 """Codes of a sample's tokens from a sidecar, beside the tokens themselves."""
 # N tokens of one row
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool
@@ -43,6 +43,9 @@ class WithCodes:
 
     def windows(self, sample: Sample) -> list[int]:
         return self.reader.windows(sample)
+
+    def still(self) -> "WithCodes":
+        return replace(self, reader=self.reader.still()) if hasattr(self.reader, "still") else self
 
     def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
         return show_row(self.reader, tokens, hidden_N, sample)

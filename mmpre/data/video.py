@@ -6,7 +6,7 @@ BadMember, which costs its sample alone.
 # T frames that are taken; H, W their sides
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -20,11 +20,16 @@ from mmpre.draw import Draw
 
 
 class Sampling(Protocol):
-    """Says which frames a row takes, as `video_file.read` wants to hear it; `count` is the most that it takes."""
+    """Says which frames a row takes, as `video_file.read` wants to hear it; `count` is the most that it takes.
+
+    `still` is the same without chance.
+    """
 
     count: int
 
     def asked(self, draw: Draw) -> Mapping[str, object]: ...
+
+    def still(self) -> "Sampling": ...
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,9 @@ class Evenly:
 
     def asked(self, draw: Draw) -> Mapping[str, object]:
         return {"shares": [(i + 1) / (self.count + 1) for i in range(self.count)]}
+
+    def still(self) -> "Evenly":
+        return self
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,9 @@ class Segments:
     def asked(self, draw: Draw) -> Mapping[str, object]:
         chances = [draw.uniform("segment", i) if self.random else 0.5 for i in range(self.count)]
         return {"shares": [(i + chance) / self.count for i, chance in enumerate(chances)]}
+
+    def still(self) -> "Segments":
+        return replace(self, random=False)
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,9 @@ class Rate:
     def asked(self, draw: Draw) -> Mapping[str, object]:
         start = draw.uniform("start") if self.random else 0.5
         return {"fps": self.fps, "count": self.count, "start": start}
+
+    def still(self) -> "Rate":
+        return replace(self, random=False)
 
 
 def _check_count(who: str, count: int) -> None:
