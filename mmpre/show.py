@@ -8,14 +8,18 @@ A reader may have a method of its own, which an outside modality writes in its o
 the tokens' fields (`tokens.with_values(ids=...)`) and hide nothing. `sample` is there for what tokens do not hold, such
 as the picture behind regions; without it the method does with the tokens alone. A reader without the method gets a
 strip of numbered cells.
+
+A reader of tokens that have letters also has `texts(tokens) -> list[str]`, what each of a row's tokens stands for: a
+report then says what was hidden and what it was taken for. And a modality whose predictions are values (pixels, bands)
+has `restored(tokens, f_NE) -> Tokens`, the tokens that have these clean features, the inverse of its `features`.
 """
-# N tokens of one row
+# N tokens of one row, E values of a token's clean features
 
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -35,6 +39,20 @@ class Shows(Protocol):
     """A reader that draws its own rows."""
 
     def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image: ...
+
+
+@runtime_checkable
+class Says(Protocol):
+    """A reader whose tokens stand for letters."""
+
+    def texts(self, tokens: Tokens) -> list[str]: ...
+
+
+@runtime_checkable
+class Restores(Protocol):
+    """A modality whose tokens can be made from their clean features."""
+
+    def restored(self, tokens: Tokens, f_NE: Float[Tensor, "N E"]) -> Tokens: ...
 
 
 def show_row(reader: Reader, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:

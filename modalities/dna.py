@@ -255,12 +255,16 @@ class DnaReader:
         """The sequence that a row's tokens stand for, in upper case."""
         return self.cutter.letters(tokens["ids"][tokens.special_N < 0].tolist())
 
-    def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
-        """A picture of a row: its pieces, single bases on their colours, hidden ones marked."""
-        said = [
+    def texts(self, tokens: Tokens) -> list[str]:
+        """The letters of each token."""
+        return [
             ("[CLS]", "[SEP]")[kind] if kind >= 0 else self.cutter.letters([i])
             for i, kind in zip(tokens["ids"].tolist(), tokens.special_N.tolist(), strict=True)
         ]
+
+    def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
+        """A picture of a row: its pieces, single bases on their colours, hidden ones marked."""
+        said = self.texts(tokens)
         grounds = [COLOURS.get(text) for text in said]
         return cells(said, hidden_N, special=tokens.special_N >= 0, colours=grounds, gap_px=1)[0]
 

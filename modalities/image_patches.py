@@ -196,6 +196,11 @@ class ImagePatches(nn.Module):
     def features(self, tokens: Tokens) -> Float[Tensor, "N E"]:
         return torch.addcmul(self.shift_E, tokens["patch"].to(self.scale_E.dtype), self.scale_E)
 
+    def restored(self, tokens: Tokens, f_NE: Float[Tensor, "N E"]) -> Tokens:
+        """The tokens that have these features, their values as bytes again."""
+        byte_NE = ((f_NE - self.shift_E) / self.scale_E).round().clamp(0, 255).to(torch.uint8)
+        return tokens.with_values(patch=byte_NE)
+
     def embed(self, f_NE: Float[Tensor, "N E"], tokens: Tokens, replaced_N: Bool[Tensor, "N"]) -> Float[Tensor, "N D"]:
         x_ND = torch.where(replaced_N[:, None], self.mask_D, self.project(f_NE))
         x_ND = torch.where((tokens.special_N == CLS)[:, None], self.cls_D, x_ND)

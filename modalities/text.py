@@ -28,6 +28,7 @@ from mmpre.show import cells
 from mmpre.tokens import Tokens
 
 CLS, SEP, ERASED = 0, 1, 2  # kinds of special token, in Tokens.special_N
+NAMES = ("[CLS]", "[SEP]", "[MASK]")  # of these kinds
 CACHED_PIECES = 4 << 20  # of the texts a worker keeps cut, so that each window does not cut the whole text again
 
 
@@ -93,6 +94,13 @@ class TextReader:
         start, end = self._bounds(word_W)[sample.window] if self.windowed else (0, self._kept(ids_W))
         return [(0, 0), *spans[start:end], (0, 0)]
 
+    def texts(self, tokens: Tokens) -> list[str]:
+        """What each token stands for, by itself."""
+        return [
+            NAMES[kind] if kind >= 0 else self.vocabulary.written([i])
+            for i, kind in zip(tokens["ids"].tolist(), tokens.special_N.tolist(), strict=True)
+        ]
+
     def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
         """A picture of a row: its words, those that are hidden marked."""
         ids, kinds = tokens["ids"].tolist(), tokens.special_N.tolist()
@@ -100,9 +108,8 @@ class TextReader:
         starts_N = torch.ones(len(tokens), dtype=torch.bool)
         starts_N[1:] = (first_N[1:] != first_N[:-1]) | (hidden_N[1:] != hidden_N[:-1])
         starts = starts_N.nonzero().squeeze(1).tolist()
-        names = ("[CLS]", "[SEP]", "[MASK]")
         said = [
-            names[kinds[a]] if kinds[a] >= 0 else self.vocabulary.written(ids[a:b])
+            NAMES[kinds[a]] if kinds[a] >= 0 else self.vocabulary.written(ids[a:b])
             for a, b in pairwise([*starts, len(ids)])
         ]
         return cells(said, hidden_N[starts], special=tokens.special_N[starts] >= 0)[0]

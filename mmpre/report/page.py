@@ -18,6 +18,7 @@ from mmpre.report.account import Account, about, read
 from mmpre.report.chart import number
 from mmpre.report.curves import groups
 from mmpre.report.differences import differences
+from mmpre.report.panels import panels
 
 
 def report(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
@@ -49,15 +50,20 @@ def write(out: Path, text: str) -> None:
 def render(accounts: Sequence[Account]) -> str:
     """The page's text. All that comes from runs and data is escaped; style and script are ours."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mmpre.report", ""), autoescape=True, undefined=jinja2.StrictUndefined,
+        loader=jinja2.PackageLoader("mmpre.report", "html"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     script = _own("script.js")
     names = [account.label or account.path.name for account in accounts]
+    shown, left_out = [], []
+    for account in accounts:
+        about_rows, found, without = panels(account)
+        shown += [(account.label, about_rows, found)] if found else []
+        left_out += without
     return environment.get_template("page.html").render(
         title=" · ".join(names), runs=accounts, about=[about(account.found) for account in accounts],
         differences=differences(accounts) if len(accounts) > 1 else [], groups=groups(accounts),
-        tables=[], shown=[], left_out=[],
+        tables=[], shown=shown, left_out=left_out,
         style=Markup(_own("style.css")), script=Markup(script), number=number, duration=_duration,
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         version=version("mmpre"), made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -75,7 +81,7 @@ def _labelled(paths: Sequence[Path]) -> list[Account]:
 
 
 def _own(name: str) -> str:
-    return files("mmpre.report").joinpath(name).read_text(encoding="utf-8")
+    return files("mmpre.report").joinpath("html", name).read_text(encoding="utf-8")
 
 
 def _duration(seconds: float) -> str:

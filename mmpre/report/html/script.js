@@ -37,3 +37,14 @@ for (const svg of document.querySelectorAll(".chart svg")) {
   svg.addEventListener("pointerdown", show);
   svg.addEventListener("pointerleave", hide);
 }
+// Words over a picture: the regions that a word goes to, by their shares.
+for (const card of document.querySelectorAll(".moved")) {
+  const rows = [...card.querySelectorAll("tr[data-shares]")], marks = card.querySelectorAll("rect");
+  const show = (row) => {
+    rows.forEach((other) => other.classList.toggle("on", other === row));
+    JSON.parse(row.dataset.shares).forEach((share, i) => { if (marks[i]) marks[i].style.opacity = share * 0.75; });
+  };
+  for (const row of rows) for (const what of ["pointerenter", "focus", "click"]) row.addEventListener(what, () => show(row));
+  const most = (row) => Math.max(...JSON.parse(row.dataset.shares));
+  if (rows.length) show(rows.reduce((best, row) => most(row) > most(best) ? row : best));
+}

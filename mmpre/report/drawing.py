@@ -1,0 +1,111 @@
+"""Rows as a page shows them: words as words, everything else as pictures, and where each token stands in a picture."""
+# N tokens of one row, n by m an array of weights
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image, ImageChops
+from torch import Tensor
+
+from mmpre.data.sample import Sample
+from mmpre.modality import Reader
+from mmpre.show import Says, show_row
+from mmpre.tokens import Tokens
+
+QUALITY = 88  # of pictures, in WebP
+HEAT = (43, 108, 176)  # of weights, over light and dark grounds
+LONGEST = 60  # letters of a token that are shown
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A token's letters. `gap` says that a space stands before it, `hidden` that it was picked."""
+
+    text: str
+    gap: bool
+    hidden: bool
+    special: bool
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One role of a row: pieces of text, or else a picture with its size."""
+
+    role: str
+    pieces: Sequence[Piece] = ()
+    picture: str = ""
+    size: tuple[int, int] = (0, 0)
+
+
+def draw(reader: Reader, role: str, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None) -> Drawn:
+    """A row of one role, hidden tokens marked."""
+    if isinstance(reader, Says):
+        return Drawn(role, pieces(reader, tokens, hidden_N))
+    picture = show_row(reader, tokens, hidden_N, sample)
+    return Drawn(role, picture=data_url(picture), size=picture.size)
+
+
+def pieces(reader: Says, tokens: Tokens, hidden_N: Bool[Tensor, "N"]) -> list[Piece]:
+    texts = [letters(text) for text in reader.texts(tokens)]
+    glued_N = _glued(tokens, texts)
+    return [
+        Piece(text.removeprefix("##"), not glued, hidden, special >= 0)
+        for text, glued, hidden, special in zip(
+            texts, glued_N, hidden_N.tolist(), tokens.special_N.tolist(), strict=True
+        )
+    ]
+
+
+def boxes(reader: Reader, tokens: Tokens, sample: Sample | None) -> list[tuple[int, int, int, int] | None]:
+    """Where each token stands in the row's picture: what changes in it when that token alone is hidden."""
+    nothing_N = torch.zeros(len(tokens), dtype=torch.bool)
+    plain, found = show_row(reader, tokens, nothing_N, sample), []
+    for i in range(len(tokens)):
+        hidden_N = nothing_N.clone()
+        hidden_N[i] = True
+        other = show_row(reader, tokens, hidden_N, sample)
+        found.append(ImageChops.difference(plain, other).getbbox() if other.size == plain.size else None)
+    return found
+
+
+def data_url(picture: Image.Image) -> str:
+    """A picture as part of a page."""
+    file = io.BytesIO()
+    picture.save(file, "WEBP", quality=QUALITY, method=4)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def heat(weight_nm: Float[np.ndarray, "n m"], *, most_px: int = 128) -> str:
+    """Weights as a picture of one colour, clearer where they are smaller; large arrays are made smaller by means."""
+    high = max(float(np.quantile(weight_nm, 0.995)), 1e-9)  # a few that stand out must not make all others pale
+    share_nm = np.clip(weight_nm / high, 0, 1)
+    alpha = Image.fromarray((share_nm * 255).astype(np.uint8), "L")
+    if max(alpha.size) > most_px:
+        alpha = alpha.resize([min(side, most_px) for side in alpha.size], Image.Resampling.BOX)
+    picture = Image.new("RGBA", alpha.size, (*HEAT, 0))
+    picture.putalpha(alpha)
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def letters(text: str) -> str:
+    """What a token stands for, as can be seen: white space has signs of its own where there is nothing else."""
+    text = text.replace("\n", "⏎").replace("\t", "⇥")
+    text = "␣" if text == " " else text
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+def _glued(tokens: Tokens, texts: Sequence[str]) -> list[bool]:
+    """Which tokens stand right after the one before: those of the same word, where tokens know their words."""
+    if "word" in tokens.fields and len(tokens["word"]) == len(tokens):
+        word = tokens["word"].tolist()
+        return [False, *(a == b and b >= 0 for a, b in pairwise(word))]
+    single = sum(len(text) == 1 for text in texts) > len(texts) / 2
+    return [single and len(text) == 1 for text in texts]

@@ -1,0 +1,117 @@
+"""A run's network beside rows that it can be shown: held-out ones where the run has them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from mmpre.data.mixture import sources
+from mmpre.data.sample import BadMember, Sample
+from mmpre.data.shards import CorruptSample
+from mmpre.data.units import Units
+from mmpre.draw import Draw
+from mmpre.modality import Reader
+from mmpre.processes import Processes
+from mmpre.recipe import Recipe, Stage
+from mmpre.record_check import RunError
+from mmpre.run import load, open_units
+from mmpre.strict_json import JSONError
+from mmpre.strict_json import read as read_json
+from mmpre.tokens import Batch, Row, pack
+from mmpre.view import View
+
+MAX_CARD_BYTES = 16 << 20
+LOOK_UP = 3  # folders above a shard in which the card of its data set is looked for
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A row that is shown, and the sample it was made of."""
+
+    sample: Sample
+    row: Row
+    draw: Draw
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run's recipe with its weights, in evaluation mode, and units of its last stage's data."""
+
+    recipe: Recipe
+    units: Units
+    urls: Sequence[str]
+    held_out: bool
+    step: int
+    processes: Processes
+
+    @property
+    def stage(self) -> Stage:
+        return self.recipe.stages[-1]
+
+    @cached_property
+    def card(self) -> Mapping[str, Any]:
+        """The card of the data set that the shards lie in; empty where there is none."""
+        for url in self.urls:
+            for folder in [Path(url), *Path(url).parents][: LOOK_UP + 1]:
+                try:
+                    card = read_json(folder / "card.json", max_bytes=MAX_CARD_BYTES)
+                except (OSError, JSONError):
+                    continue
+                if isinstance(card, dict):
+                    return card
+        return {}
+
+    def samples(self, wanted: int) -> Iterator[tuple[int, Sample]]:
+        """Units spread evenly over the data, and their numbers; those that cannot be read are passed over."""
+        for unit in np.linspace(0, len(self.units) - 1, min(wanted, len(self.units))).round().astype(int).tolist():
+            try:
+                yield unit, self.units.sample(unit)
+            except (BadMember, CorruptSample):
+                continue
+
+    def rows(self, view: View, readers: Mapping[str, Reader], wanted: int) -> Iterator[Shown]:
+        """Rows as a view makes them."""
+        for unit, sample in self.samples(wanted):
+            draw = Draw.row(0, 0, 0, epoch=0, unit=unit)
+            try:
+                yield Shown(sample, view.row(sample, readers, draw, self._donor(unit)), draw)
+            except (BadMember, CorruptSample):
+                continue
+
+    def batch(self, rows: Sequence[Row], view: View | None = None) -> Batch:
+        """Rows laid end to end, on the device. Their keys become their numbers: packing sorts them."""
+        numbered = [replace(row, key=str(i)) for i, row in enumerate(rows)]
+        return pack(numbered, (view or View()).attend.plan).to(self.processes.device)
+
+    def _donor(self, unit: int):
+        return lambda role, k: self.units.sample((unit + k + 1) % len(self.units))
+
+
+def open_run(path: Path) -> Opened:
+    """A run's newest weights and its held-out shards, or those it trains on. Raises RunError where there are none."""
+    opened, processes = load(path), Processes.start()
+    recipe = opened.recipe
+    recipe.module().to(processes.device).eval()
+    stage = recipe.stages[-1]
+    urls, sidecar = tuple(stage.valid), stage.valid_sidecar
+    if not urls:
+        found = sources(stage.data, stage.sidecar)
+        first = next(iter(found.values()), None)
+        if first is None:
+            raise RunError(f"{path} names no shards, so nothing can be shown to its network")
+        urls, sidecar = tuple(first.data), first.sidecar
+    units = open_units(stage, urls, sidecar)
+    return Opened(recipe, units, urls, bool(stage.valid), opened.checkpoint.step, processes)
+
+
+def modality_of(module: nn.Module, role: str) -> nn.Module | None:
+    """The modality that embeds a role in an objective or network."""
+    for part in module.modules():
+        modalities = getattr(part, "modalities", None)
+        if isinstance(modalities, nn.ModuleDict) and role in modalities:
+            return modalities[role]
+    return None

@@ -1,0 +1,195 @@
+"""Which rows lie near each other: a map of their mean states and neighbours; retrieval where a recipe scores pairs."""
+# R rows, D model width
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
+from mmpre.data.sample import BadMember, Sample
+from mmpre.draw import Draw
+from mmpre.modality import Reader
+from mmpre.network import Network
+from mmpre.report.drawing import Drawn, draw
+from mmpre.report.opened import Opened, Shown
+from mmpre.tokens import Row
+from mmpre.view import View
+
+ROWS, CHUNK = 300, 16  # on the map, and encoded at a time
+NAMED = 7  # labels with a colour of their own; the others share one
+QUERIES, BEST = 4, 4
+POOL = 32  # samples among which a pair scorer retrieves
+SPREAD = 40  # rows from which on t-SNE is drawn; few rows are drawn by their principal components
+SIDE = 340  # of the map
+
+
+@dataclass(frozen=True)
+class Dot:
+    x: float
+    y: float
+    colour: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Map:
+    """Rows in two dimensions, with the colours of a label."""
+
+    title: str
+    dots: Sequence[Dot]
+    names: Sequence[tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class Maps:
+    title: str
+    about: str
+    maps: Sequence[Map]
+    side: int = SIDE
+    template: str = "map.html"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was asked for, and what came, best first: each a row, a number, and whether it is the right one."""
+
+    query: Sequence[Drawn]
+    results: Sequence[tuple[Sequence[Drawn], float, bool]]
+
+
+@dataclass(frozen=True)
+class Nearest:
+    title: str
+    about: str
+    found: Sequence[Found]
+    template: str = "nearest.html"
+
+
+def panels(opened: Opened) -> Iterator[Maps | Nearest]:
+    """Retrieval by the recipe's evaluations that score pairs; then the map of rows and their neighbours."""
+    for one in opened.recipe.evaluations:
+        if callable(getattr(one, "scores", None)) and {"query", "item", "readers"} <= set(dir(one)):
+            yield _retrieved(opened, one)
+    network = opened.recipe.network
+    if isinstance(network, Network):
+        shown = list(opened.rows(View(), network.readers, ROWS))
+        if len(shown) > QUERIES:
+            state_RD = states(opened, network, [one.row for one in shown])
+            yield maps(opened, shown, state_RD)
+            yield _nearest(network, shown, state_RD)
+
+
+@torch.no_grad()
+def states(opened: Opened, network: Network, rows: Sequence[Row]) -> Float[np.ndarray, "R D"]:
+    """The mean state of each row's tokens, special ones included."""
+    state_RD = []
+    for start in range(0, len(rows), CHUNK):
+        batch = opened.batch(rows[start : start + CHUNK])
+        state_ND, lengths = network(batch).float(), batch.layout.lengths_B.tolist()
+        mean_BD = torch.stack([state_nD.mean(0) for state_nD in state_ND.split(lengths)])
+        state_RD.append(batch.given(mean_BD).cpu())
+    return torch.cat(state_RD).numpy()
+
+
+def maps(opened: Opened, shown: Sequence[Shown], state_RD: Float[np.ndarray, "R D"]) -> Maps:
+    """The rows in two dimensions, once for each label that the data's card names, or without colours."""
+    place_R2, how = flat(state_RD)
+    low_2, high_2 = place_R2.min(0), place_R2.max(0)
+    place_R2 = 10 + (place_R2 - low_2) / np.maximum(high_2 - low_2, 1e-9) * (SIDE - 20)
+    named = labels(opened.card, [one.sample for one in shown])
+    about = f"{len(shown)} rows by the mean of their states; {how}"
+    made = []
+    for title, label_R in named or [("", [""] * len(shown))]:
+        common = [name for name, _ in Counter(label_R).most_common(NAMED)] if title else []
+        dots = [
+            Dot(round(float(x), 1), round(float(y), 1), common.index(label) if label in common else 7 if title else 0,
+                f"{one.row.key} {label}".strip())
+            for (x, y), label, one in zip(place_R2, label_R, shown, strict=True)
+        ]  # fmt: skip
+        names = [(name, i) for i, name in enumerate(common)]
+        names += [("others", 7)] if title and len(set(label_R)) > NAMED else []
+        made.append(Map(f"map of rows, by {title}" if title else "map of rows", dots, names))
+    return Maps("map of rows", about, made)
+
+
+def flat(state_RD: Float[np.ndarray, "R D"]) -> tuple[Float[np.ndarray, "R 2"], str]:
+    """Two dimensions of many, and how they were made."""
+    whole = PCA(min(50, *state_RD.shape), random_state=0).fit(state_RD)
+    main_RC = whole.transform(state_RD)
+    if len(state_RD) < SPREAD:
+        share = float(whole.explained_variance_ratio_[:2].sum())
+        return main_RC[:, :2], f"two principal components, {share:.0%} of the variance"
+    near = min(30.0, (len(state_RD) - 1) / 4)
+    return TSNE(2, perplexity=near, init="pca", random_state=0).fit_transform(main_RC), f"t-SNE, perplexity {near:.0f}"
+
+
+def labels(card: Mapping[str, Any], samples: Sequence[Sample]) -> list[tuple[str, list[str]]]:
+    """The labels that the card's classification tasks name, one for each sample; at most two that tell rows apart."""
+    found = []
+    for task in card.get("tasks", []):
+        if not isinstance(task, dict) or task.get("kind") != "classification":
+            continue
+        try:
+            told = [_label(sample, str(task.get("target"))) for sample in samples]
+        except (BadMember, KeyError, TypeError, ValueError):
+            continue
+        if 1 < len(set(told)) <= len(samples) / 2:
+            found.append((str(task.get("about", task["target"])), told))
+    return found[:2]
+
+
+def _label(sample: Sample, target: str) -> str:
+    member, colon, name = target.partition(":")
+    if colon:
+        return str(sample.json((member,))[name])
+    text = sample.text((member,)).strip()
+    if len(text) > 60:
+        raise ValueError("a text, not a label")
+    return text
+
+
+def _nearest(network: Network, shown: Sequence[Shown], state_RD: Float[np.ndarray, "R D"]) -> Nearest:
+    centred_RD = state_RD - state_RD.mean(0)
+    unit_RD = centred_RD / np.maximum(np.linalg.norm(centred_RD, axis=1, keepdims=True), 1e-9)
+    found = []
+    for query in np.linspace(0, len(shown) - 1, QUERIES + 2).round().astype(int).tolist()[1:-1]:
+        cosine_R = unit_RD @ unit_RD[query]
+        cosine_R[query] = -np.inf
+        best = np.argsort(-cosine_R)[:BEST].tolist()
+        results = [(_drawn(network.readers, shown[i]), float(cosine_R[i]), False) for i in best]
+        found.append(Found(_drawn(network.readers, shown[query]), results))
+    about = f"of {len(shown)} rows, by the cosine of their mean states less the mean of all"
+    return Nearest("nearest rows", about, found)
+
+
+def _retrieved(opened: Opened, evaluation: Any) -> Nearest:
+    samples = [sample for _, sample in opened.samples(POOL)]
+    score_RR = evaluation.scores(samples, opened.processes).numpy()
+    query, item, readers = evaluation.query, evaluation.item, evaluation.readers
+    rows = [_clean(readers, sample) for sample in samples]
+    found = []
+    for q in range(min(QUERIES, len(samples))):
+        best = np.argsort(-score_RR[q])[:BEST].tolist()
+        results = [(_drawn(readers, rows[i], item), float(score_RR[q, i]), i == q) for i in best]
+        found.append(Found(_drawn(readers, rows[q], query), results))
+    return Nearest(f"retrieval, {query} to {item}", f"the {BEST} best of {len(samples)}; marked: the right one", found)
+
+
+def _clean(readers: Mapping[str, Reader], sample: Sample) -> Shown:
+    made = Draw.row(0, 0, 0, epoch=0, unit=0)
+    return Shown(sample, View().row(sample, readers, made, lambda role, k: sample), made)
+
+
+def _drawn(readers: Mapping[str, Reader], shown: Shown, role: str | None = None) -> list[Drawn]:
+    """The roles of a row, or one of them, nothing hidden."""
+    return [
+        draw(readers[name], name, tokens, torch.zeros(len(tokens), dtype=torch.bool), shown.sample)
+        for name, tokens in shown.row.clean.items()
+        if role in (None, name)
+    ]

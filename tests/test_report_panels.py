@@ -1,0 +1,287 @@
+"""What a report shows of a network: guesses, pictures, attention, transport, retrieval, maps, of any modality."""
+
+import base64
+import io
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_runs
+import torch
+from parity_text import WORDS
+from PIL import Image
+from small_runs import EVIL
+from test_report import text_of
+
+from mmpre.attention import Full
+from mmpre.attention_backends import attend, attention_probabilities, watched
+from mmpre.data.sample import Sample
+from mmpre.data.shard_writer import shard_writer
+from mmpre.draw import Draw
+from mmpre.heads.guess import Choice
+from mmpre.heads.pixels import Pixels
+from mmpre.heads.vocabulary import Vocabulary
+from mmpre.modalities.image_patches import ImagePatches, ImageReader
+from mmpre.modalities.text import TextReader
+from mmpre.report import attention, predictions, states, transport
+from mmpre.report.drawing import boxes, heat, pieces
+from mmpre.report.opened import open_run
+from mmpre.report.page import report
+from mmpre.tokens import Layout, Tokens
+from mmpre.view import View
+
+TESTS = Path(__file__).parent
+DRAW = Draw.row(0, 0, 0, epoch=0, unit=0)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    return folder, small_runs.pairs(folder)
+
+
+@pytest.fixture(scope="module")
+def pair_run(shards, tmp_path_factory):
+    folder, data = shards
+    return small_runs.uniter(folder, tmp_path_factory.mktemp("runs") / "pairs", **data)
+
+
+@pytest.fixture(scope="module")
+def picture_run(shards, tmp_path_factory):
+    return small_runs.mae(tmp_path_factory.mktemp("runs") / "pictures", **shards[1])
+
+
+def pictures_of(path):
+    return re.findall(r'(?:src|href)="data:image/(\w+);base64,([^"]+)"', path.read_text())
+
+
+def picture_tokens(side_px=16, patch_px=8):
+    sample = Sample("a", "shard", "digest", {"png": small_runs.picture(3, side_px)})
+    reader = ImageReader(patch_px)
+    return reader, reader.tokenize(sample, DRAW), sample
+
+
+def test_a_choice_is_the_softmax_of_the_scores_that_the_loss_is_taken_of():
+    torch.manual_seed(0)
+    head = Vocabulary(torch.nn.Embedding(9, 8))
+    tokens = Tokens.of_row(torch.full((4,), -1), ids=torch.tensor([3, 1, 8, 3]))
+    state_MD, index_M = torch.randn(3, 8), torch.tensor([0, 2, 3])
+    guess = head.guess(state_MD, tokens, index_M)
+    assert guess.field == "ids" and guess.true_M.tolist() == [3, 8, 3]
+    scores_MV = head.scores(state_MD)
+    assert torch.equal(guess.best_MK, scores_MV.topk(5, dim=1).indices)
+    torch.testing.assert_close(guess.share_MK, scores_MV.softmax(1).gather(1, guess.best_MK))
+    every = Choice.of("ids", scores_MV[:, :4], guess.true_M)
+    assert every.best_MK.shape == (3, 4)
+    torch.testing.assert_close(every.share_MK.sum(1), torch.ones(3))
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_pixels_that_are_predicted_rightly_are_the_picture_again(normalise):
+    reader, tokens, _ = picture_tokens()
+    image = ImagePatches(reader, width=8)
+    head = Pixels(4, 3 * 64, image.features, normalise=normalise)
+    index_M = torch.tensor([1, 3])
+    target_ME, _ = head.target(tokens, index_M)
+    head.predict = lambda state_MD: target_ME
+    f_NE = image.features(tokens).clone()
+    f_NE[index_M] = 0
+    f_NE[index_M] = head.guess(torch.zeros(2, 4), tokens, index_M).value_ME
+    assert torch.equal(image.restored(tokens, f_NE)["patch"][1:], tokens["patch"][1:])
+
+
+def test_watched_attention_is_what_attend_computes_with():
+    torch.manual_seed(0)
+    plan = Full().plan(Layout({"a": torch.tensor([3, 5])}))
+    q, k, v = torch.randn(3, 8, 2, 4)
+    with watched() as calls:
+        y_NHK = attend(q, k, v, plan)
+    attend(q, k, v, plan)
+    assert len(calls) == 1
+    for weight, expected in zip(calls[0], attention_probabilities(q, k, plan), strict=True):
+        assert torch.equal(weight, expected)
+    parts = zip(calls[0], v.split([3, 5]), strict=True)
+    again = torch.cat([torch.einsum("hnm,mhk->nhk", weight_Hnm, v_mHK) for weight_Hnm, v_mHK in parts])
+    torch.testing.assert_close(y_NHK, again)
+
+
+def test_boxes_are_where_patches_stand():
+    reader, tokens, sample = picture_tokens(side_px=32, patch_px=16)
+    tokens["patch"].clamp_(max=100)  # grey hides nothing that is grey
+    found = boxes(reader, tokens, sample)
+    assert found[0] is None  # [CLS] has no place
+    side = max(box[2] for box in found[1:])
+    corners = [(x, y) for y in (0, side / 2) for x in (0, side / 2)]
+    for (x, y), box in zip(corners, found[1:], strict=True):
+        assert np.abs(np.array(box) - (x, y, x + side / 2, y + side / 2)).max() <= 16, box
+
+
+def test_pieces_know_their_words_and_what_is_hidden():
+    reader = TextReader("bytes")
+    tokens = reader.tokenize(Sample("a", "s", "d", {"txt": b"ab c"}), DRAW)
+    hidden_N = torch.tensor([False, True, False, False, False, False])
+    made = pieces(reader, tokens, hidden_N)
+    assert [one.text for one in made] == ["[CLS]", "a", "b", "␣", "c", "[SEP]"]
+    assert [one.hidden for one in made] == hidden_N.tolist()
+    assert [one.gap for one in made] == [True, True, False, True, False, True]
+    assert [one.special for one in made] == [True, False, False, False, False, True]
+
+
+def test_the_page_of_words_and_regions(pair_run, shards):
+    out = report([pair_run])
+    text, said = out.read_text(), text_of(out)
+    assert "Left out" not in said
+    assert EVIL in said and "<script>alert" not in text
+    for part in ("mlm what is hidden, and what it is taken for", "mrckl what is hidden", "text over image",
+                 "retrieval, text to image", "map of rows", "nearest rows", "attention of one row"):  # fmt: skip
+        assert part in said, part
+    assert "mrfr what is hidden" not in said  # its regions are shown already, and it has nothing to add
+    kinds = [kind for kind, _ in pictures_of(out)]
+    assert kinds.count("webp") > 20 and kinds.count("png") == 2 * (1 + 2)  # two layers of two heads
+    assert str(shards[1]["valid"][0]) in said
+
+
+def test_guesses_of_words_and_classes_have_names_and_probabilities(pair_run):
+    found = {panel.title: panel for panel in predictions.panels(open_run(pair_run))}
+    assert set(found) == {"mlm", "mrckl"}
+    for example in found["mlm"].examples:
+        hidden = [piece.text for drawn in example.roles for piece in drawn.pieces if piece.hidden]
+        assert [one.true for one in example.taken] == hidden and set(hidden) <= set(WORDS)
+        for one in example.taken:
+            shares = [share for _, share in one.best]
+            assert len(one.best) == 5 and shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
+            assert one.right == (one.best[0][0] == one.true)
+    regions = [one for example in found["mrckl"].examples for one in example.taken]
+    assert {one.true for one in regions} <= {str(i) for i in range(7)} and all(one.place for one in regions)
+
+
+def test_shares_of_words_are_those_of_the_plan(pair_run):
+    (panel,) = transport.panels(open_run(pair_run))
+    for row in panel.rows:
+        assert row.words and row.drawn.picture and all(box is not None for box in row.placed)
+        for word, shares in row.words:
+            assert word in WORDS and len(shares) == len(row.placed)
+            assert sum(shares) == pytest.approx(1, abs=0.01)
+
+
+def test_retrieval_orders_by_the_evaluation_s_scores(pair_run):
+    opened = open_run(pair_run)
+    retrieved = next(iter(states.panels(opened)))
+    samples = [sample for _, sample in opened.samples(states.POOL)]
+    score_PP = opened.recipe.evaluations[0].scores(samples, opened.processes).numpy()
+    for q, one in enumerate(retrieved.found):
+        assert [score for _, score, _ in one.results] == pytest.approx(sorted(score_PP[q], reverse=True)[:4])
+        place = int((score_PP[q] > score_PP[q, q]).sum())
+        assert [right for *_, right in one.results] == [i == place for i in range(4)]
+
+
+def test_the_map_and_the_neighbours_are_of_mean_states(pair_run):
+    opened = open_run(pair_run)
+    _, made, nearest = states.panels(opened)
+    assert len(made.maps) == 1 and len(made.maps[0].dots) == len(opened.units) == 24
+    assert made.maps[0].names == [] and {dot.colour for dot in made.maps[0].dots} == {0}
+    for one in nearest.found:
+        cosines = [cosine for _, cosine, _ in one.results]
+        assert cosines == sorted(cosines, reverse=True) and max(cosines) < 1 and not any(r for *_, r in one.results)
+    network = opened.recipe.network
+    rows = [one.row for one in opened.rows(View(), network.readers, 5)]
+    together = states.states(opened, network, rows)
+    alone = np.concatenate([states.states(opened, network, [row]) for row in rows])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_labels_come_from_the_card():
+    def sample(group, cls):
+        return Sample("a", "s", "d", {"json": f'{{"group": "{group}"}}'.encode(), "cls": cls, "txt": b"x" * 70})
+
+    samples = [sample("fruit", b"1"), sample("bird", b"2"), sample("fruit", b"1"), sample("bird", b"1")]
+    tasks = [
+        {"kind": "regression", "about": "not a class", "target": "cls"},
+        {"kind": "classification", "about": "the group", "target": "json:group"},
+        {"kind": "classification", "about": "texts", "target": "txt"},
+        {"kind": "classification", "about": "missing", "target": "json:other"},
+        {"kind": "classification", "about": "the class", "target": "cls"},
+        "nonsense",
+    ]
+    assert states.labels({"tasks": tasks}, samples) == [
+        ("the group", ["fruit", "bird", "fruit", "bird"]), ("the class", ["1", "2", "1", "1"]),
+    ]  # fmt: skip
+    assert states.labels({}, samples) == []
+
+
+def test_the_page_of_pictures(picture_run):
+    said = text_of(report([picture_run]))
+    assert "Left out" not in said
+    for part in ("the row", "what is seen", "filled in", "nearest rows", "attention of one row"):
+        assert part in said, part
+    (panel,) = predictions.panels(open_run(picture_run))
+    assert len(panel.examples) == predictions.ROWS
+    for example in panel.examples:
+        assert [title for title, _ in example.filled] == ["the row", "what is seen", "filled in"]
+        assert len({drawn.picture for _, drawn in example.filled}) == 3
+
+
+def test_attention_is_laid_over_patches(picture_run):
+    (panel,) = attention.panels(open_run(picture_run))
+    assert [layer.name for layer in panel.layers] == ["layer 1", "layer 2"]
+    for _, (over,) in panel.over:
+        shares = [share for _, share in over.placed]
+        assert len(shares) == 16 and max(shares) == 1 and min(shares) == 0
+        assert 0 < over.low < 1 / 17 < over.high < 1
+    opened = open_run(picture_run)
+    shown = next(opened.rows(View(), opened.recipe.network.readers, 1))
+    for weight_Hnn in attention.weights_of(opened, opened.recipe.network, shown):
+        assert weight_Hnn.shape == (2, 17, 17)
+        np.testing.assert_allclose(weight_Hnn.sum(2), 1, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def melodies(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("melodies")
+    with shard_writer(folder) as sink:
+        for i in range(20):
+            sink.write({"__key__": f"m{i}", "notes": " ".join(str(0.2 * n + i) for n in range(4 + i % 3))})
+    return [str(folder)]
+
+
+@pytest.mark.parametrize("name", ["tones", "shown_tones"])
+def test_a_modality_of_one_outside_file_is_shown(name, melodies, tmp_path):
+    run = small_runs.train(TESTS / f"{name}.py", tmp_path / "run", data=melodies, steps=6)
+    out = report([run])
+    said = text_of(out)
+    assert "Left out" not in said and "trained on (it has no held-out ones)" in said
+    assert "pitch what is hidden" in said and "attention of one row" in said and len(pictures_of(out)) > 10
+    assert ("filled in" in said) == (name == "shown_tones")
+
+
+def test_a_page_does_without_weights_and_without_data(shards, pair_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(pair_run, run)
+    shutil.rmtree(run / "checkpoints")
+    said = text_of(report([run]))
+    assert "Left out of this page what the network of" in said and "Curves" in said
+    moved = tmp_path / "moved"
+    shutil.copytree(shards[0] / "valid", moved)
+    other = small_runs.bert(shards[0], tmp_path / "bert", data=shards[1]["data"], valid=[str(moved)])
+    shutil.rmtree(moved)
+    said = text_of(report([other]))
+    assert "Left out of this page what the network of" in said and str(moved) in said
+
+
+def test_code_of_others_that_fails_costs_its_part_alone(pair_run, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("<b>no</b>")
+
+    monkeypatch.setattr(Vocabulary, "guess", broken)
+    out = report([pair_run])
+    assert "predictions of" in text_of(out) and "RuntimeError: <b>no</b>" in text_of(out)
+    assert "<b>no</b>" not in out.read_text() and "attention of one row" in text_of(out)
+
+
+def test_heat_is_clearer_where_weights_are_smaller():
+    url = heat(np.array([[0.0, 0.5], [1.0, 0.25]]))
+    picture = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+    alpha = np.array(picture)[..., 3]
+    assert alpha[0, 0] == 0 and alpha[1, 1] < alpha[0, 1] < alpha[1, 0]
