@@ -55,6 +55,11 @@ class RipplesReader:
         return Tokens.of_row(special_n, piece=piece_nE, position=torch.arange(count))
 
 
+def plain_reader(sample):
+    """A reader of ordinary settings, for `mmpre data inspect --modality ./ripples.py`."""
+    return RipplesReader()
+
+
 class Ripples(nn.Module):
     """Turns tokens into vectors for the encoder. CHANGE: the projection and the positions.
 
@@ -158,6 +163,7 @@ NEXT = """wrote {module} and {test}; next:
   pytest {test}        both tests pass as they are
   grep CHANGE {module}
   mmpre data pack FOLDER --out shards    (files of the same name are one sample)
+  mmpre data inspect shards --modality ./{module}    (a picture of what a mask hides)
   mmpre train ./{module} --data shards --out run"""
 
 

@@ -206,6 +206,9 @@ class ErasedText:
             tokens.special_N[1 + len(before_W)] = ERASED
         return tokens
 
+    def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
+        return self.reader.show(tokens, hidden_N, sample)
+
 
 def plain_reader(sample: Sample) -> TextReader:
     """A reader of ordinary settings, for `mmpre data inspect`."""

@@ -24,7 +24,7 @@ def some_row(number: int, texts: int, nodes: int) -> Row:
     link_E2 = chosen(nodes, texts, share=0.3).nonzero()
     tokens = {
         "text": Tokens.of_row(
-            torch.full((texts,), -1), mark=chosen(texts), place=torch.randperm(texts, generator=g) * 2,
+            torch.arange(texts).eq(0).long() - 1, mark=chosen(texts), place=torch.randperm(texts, generator=g) * 2,
         ),
         "node": Tokens.of_row(
             torch.full((nodes,), -1), links=link_E2, local=edge_E2,
@@ -74,6 +74,10 @@ ATTENDS = {
     "hidden": (Roles({"text": ("text",)}), lambda f, i, j: f.is_node[i] or not f.is_node[j]),
     "graph": (Graph("node", links={"text": "links"}), graph),
     "graph within": (Graph("node", "local"), lambda f, i, j: graph(f, i, j, links=False)),
+    "graph special": (
+        Graph("node", links={"text": "links"}, special=True),
+        lambda f, i, j: graph(f, i, j) or (f.texts > 0 and 0 in (i, j)),
+    ),
     "graph nodes": (Graph("text", None, nodes="mark"), lambda f, i, j: i == j or not (f.mark[i] or f.mark[j])),
     "per row": (PerRow((Full(), Causal()), "causal"), lambda f, i, j: j <= i or not f.causal),
     "together": (

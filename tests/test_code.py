@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from mmpre.data.code import JAVA, JAVASCRIPT, PYTHON, read_code
+from mmpre.data.code import JAVA, JAVASCRIPT, PYTHON, Language, read_code
 from mmpre.data.sample import BadMember
 
 
@@ -157,6 +157,15 @@ def test_a_new_name_keeps_the_graph_and_so_do_comments(language):
     said = read_code(text.replace("\n", f"  {mark} s = n\n"), language)
     assert (said.tokens, said.flow) == (code.tokens, code.flow)
     assert "s = n" in said.comments
+
+
+def test_a_further_language_is_a_grammar_and_a_table():
+    modules = Language("mjs", "tree_sitter_javascript", assignments=frozenset({"assignment_expression"}))
+    assert sources("x = y", modules) == {"x0": [2]} and sources("x += y", modules) == {}
+    with pytest.raises(
+        ImportError, match=r"the grammar tree_sitter_none is not installed .*; pip install tree-sitter-none"
+    ):
+        read_code("x", Language("no", "tree_sitter_none"))
 
 
 @pytest.mark.parametrize(
