@@ -1,7 +1,6 @@
 """What `mmpre data derive` can compute: what a file's `derive(samples)` makes, or states and codes of a run."""
 # B rows, N tokens of the packed batch, D model width
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -26,7 +25,8 @@ def from_file(path: Path) -> Deriver:
     module = load_file(path, "derive")
     if not callable(getattr(module, "derive", None)):
         raise DeriveError(f"{path} must define derive(samples), which returns a mapping of names to tensors for each")
-    return Deriver(module.derive, f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}")
+    about = getattr(module.derive, "about", "")  # what a callable object depends on beside its file, such as weights
+    return Deriver(module.derive, f"{path.name} {file_digest(path)} {about}".strip())
 
 
 def from_run(

@@ -3,6 +3,7 @@
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,13 +15,14 @@ from mmpre.draw import Draw
 from mmpre.modalities.dna import DnaReader, Kmers
 from mmpre.recipes.benchmarks import readers
 
+KINDS = ("recordings", "genomes", "programs", "films", "animations")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folders = {name: tmp_path_factory.mktemp(name) for name in ("recordings", "genomes", "programs")}
-    readers.write_recordings(folders["recordings"])
-    readers.write_genomes(folders["genomes"])
-    readers.write_programs(folders["programs"])
+    folders = {name: tmp_path_factory.mktemp(name) for name in KINDS}
+    for name, folder in folders.items():
+        getattr(readers, f"write_{name}")(folder)
     return folders
 
 
@@ -46,6 +48,18 @@ def test_the_words_of_transformers_are_ours(data):
     tokens = reader.tokenize(unit, Draw.row(0, 0, 0, epoch=0, unit=0))
     theirs = tokenizer.convert_ids_to_tokens(tokenizer(reader.letters(tokens))["input_ids"])
     assert theirs[1:] == [reader.cutter.letters([i]) for i in tokens["ids"][1:-1].tolist()]
+
+
+@pytest.mark.parametrize("kind", ["films", "animations"])
+def test_all_take_the_same_frames_of_a_clip(data, kind):
+    units = Units(ShardReader(open_shards(data[kind])))
+    sample = units.sample(2)
+    (member,) = sample.members.values()
+    video = readers.Video(sampling=readers.Segments(readers.FRAMES, random=False))
+    ours = video.frames(sample, Draw.row(0, 0, 0, epoch=0, unit=0)).numpy()
+    bare = (readers.decord_frames, readers.av_frames) if kind == "films" else (readers.pillow_frames,)
+    for frames in bare:
+        assert np.array_equal(frames(member), ours)
 
 
 def test_a_comparison_is_made_of_the_case_that_is_asked_for():

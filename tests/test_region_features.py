@@ -11,7 +11,8 @@ from mmpre.data.index import open_shards
 from mmpre.data.shards import ShardError, ShardReader, Sidecar
 from mmpre.data_tools import collages, region_features
 from mmpre.data_tools.packages import PackageMissingError
-from mmpre.data_tools.region_features import LookAlikes, Picture, crop_regions, describe, load_network, normalised
+from mmpre.data_tools.region_features import LookAlikes, Picture, crop_regions, load_network
+from mmpre.region_features import describe, shares
 
 CONCEPTS, PICTURES = 16, 3
 SPLITS = {"train": 50, "valid": 3, "test": 3, "test-unseen": 3}
@@ -130,7 +131,7 @@ def test_crops_are_of_the_box_and_boxes_are_shares():
     assert crop.shape == (1, 3, 80, 80) and crop[0, :, 40, 40].tolist() == [255, 0, 0]
     assert (crop[0, 1] == 0).all(), "ground is in the crop"
     wanted = [[0.25, 0.25, 0.5, 0.75, 0.25, 0.5, 0.125]]
-    torch.testing.assert_close(normalised([[16, 8, 32, 24]], 64, 32), torch.tensor(wanted))
+    torch.testing.assert_close(shares([[16, 8, 32, 24]], 64, 32), torch.tensor(wanted))
 
 
 def test_crops_go_through_the_network_independently(net):

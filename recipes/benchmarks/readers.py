@@ -15,6 +15,17 @@ Functions of Python's own library (of a few modules, 3 to 60 lines) to bytes wit
 
     mmpre           from the shard to pieces, nodes, edges and links
     tree-sitter     the text is in memory already; it is parsed, and nothing more
+
+Films (MP4, 90 frames of 320 x 240, generated) to tubelets: 8 frames, the middle of each, 112 x 112, 2 x 16 x 16:
+
+    mmpre           from the shard to tokens; files are checked, and decoded in a process of its own
+    decord          webdataset, decord in the loading process, torchvision's resizing; nothing is checked
+    av              the same by PyAV, which decodes from the first frame to the last that is taken
+
+Animations (WebP, 24 frames of 128 x 128, generated) to the same tubelets:
+
+    mmpre           as above
+    pillow          webdataset and Pillow in the loading process
 """
 
 import ast
@@ -22,6 +33,7 @@ import io
 import sysconfig
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import cycle, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,27 +42,34 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+from PIL import Image
 
 from mmpre.benchmark import Comparison, Settings, Turn
 from mmpre.data.audio import Audio
 from mmpre.data.index import open_shards
 from mmpre.data.shards import ShardReader, shard_writer
 from mmpre.data.units import Units, measure
+from mmpre.data.video import Segments, Video
 from mmpre.draw import Draw
 from mmpre.modalities.code_graph import CodeReader
 from mmpre.modalities.dna import DnaReader, Kmers
 from mmpre.modalities.speech import FbankReader
+from mmpre.modalities.video import VideoReader, middle, tubelets
 from mmpre.modality import Reader
 from mmpre.recipes.benchmarks.harness import serve, take_turns, timed
 
-description = "one loading worker on recordings, genomes and programs, against the bare libraries"
+description = "one loading worker on recordings, genomes, programs and video, against the bare libraries"
 
 RATE_HZ, SECONDS, RECORDINGS, BASES, MEMBERS = 44_100, 3, 48, 65_536, 4
+CLIPS, FRAMES = 12, 8
 MODULES = ("argparse", "statistics", "tarfile", "textwrap", "zipfile")
 
 
 def run(settings: Settings) -> Iterator[Comparison]:
-    cases = {"recordings": write_recordings, "genomes": write_genomes, "programs": write_programs}
+    cases = {
+        "recordings": write_recordings, "genomes": write_genomes, "programs": write_programs, "films": write_films,
+        "animations": write_animations,
+    }  # fmt: skip
     for title, write in cases.items():
         if settings.cases not in title:
             continue
@@ -89,6 +108,42 @@ def write_programs(folder: Path) -> None:
                     lines = text.splitlines(keepends=True)[node.lineno - 1 : node.end_lineno]
                     key = f"{module}-{node.lineno:05d}"
                     sink.write({"__key__": key, "py": textwrap.dedent("".join(lines))})
+
+
+def moving(count: int, height: int, width: int, seed: int) -> np.ndarray:
+    """Frames of a pattern that moves over noise."""
+    rng = np.random.default_rng(seed)
+    ground_HW3, patch_HW3 = (rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((height, width), (48, 48)))
+    ground_HW3 //= 4
+    frame_THW3 = np.repeat(ground_HW3[None], count, 0)
+    for t in range(count):
+        x, y = (width - 48) * t // count, height // 2 + (seed * 7) % 40 - 44
+        frame_THW3[t, y : y + 48, x : x + 48] = patch_HW3
+    return frame_THW3
+
+
+def write_films(folder: Path) -> None:
+    import av
+
+    with shard_writer(folder, prefix="films") as sink:
+        for i in range(CLIPS):
+            file = io.BytesIO()
+            with av.open(file, "w", format="mp4") as container:
+                stream = container.add_stream("libx264", rate=30)
+                stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+                for frame_HW3 in moving(90, 240, 320, i):
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HW3, "rgb24")))
+                container.mux(stream.encode())
+            sink.write({"__key__": f"film{i}", "mp4": file.getvalue()})
+
+
+def write_animations(folder: Path) -> None:
+    with shard_writer(folder, prefix="animations") as sink:
+        for i in range(CLIPS):
+            first, *others = map(Image.fromarray, moving(24, 128, 128, i))
+            file = io.BytesIO()
+            first.save(file, "WEBP", save_all=True, append_images=others, duration=40, quality=80, method=0)
+            sink.write({"__key__": f"animation{i}", "webp": file.getvalue()})
 
 
 def ours(reader: Reader, data: str, steps: int) -> Turn:
@@ -161,12 +216,72 @@ def parse(data: str, steps: int) -> Turn:
     return timed(each(parser.parse, cycle(texts)), warmup=20, count=steps)
 
 
+def decord_frames(data: bytes) -> np.ndarray:
+    import decord
+
+    reader = decord.VideoReader(io.BytesIO(data), num_threads=1)
+    return reader.get_batch(taken(len(reader))).asnumpy()
+
+
+def av_frames(data: bytes) -> np.ndarray:
+    import av
+
+    with av.open(io.BytesIO(data)) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        wanted = set(taken(container.streams.video[0].frames))
+        frames = enumerate(container.decode(video=0))
+        return np.stack([frame.to_ndarray(format="rgb24") for i, frame in frames if i in wanted])
+
+
+def pillow_frames(data: bytes) -> np.ndarray:
+    picture, frames = Image.open(io.BytesIO(data)), []
+    for i in taken(picture.n_frames):
+        picture.seek(i)
+        frames.append(np.asarray(picture.convert("RGB")))
+    return np.stack(frames)
+
+
+def taken(frames: int) -> list[int]:
+    """The middle of each of eight parts."""
+    return [int((i + 0.5) / FRAMES * frames) for i in range(FRAMES)]
+
+
+def film_tubelets(frames: Callable[[bytes], np.ndarray], data: str, steps: int) -> Turn:
+    """Tubelets as one would make them without mmpre."""
+    import webdataset
+    from torchvision.transforms import v2 as transforms
+
+    torch.set_num_threads(1)
+    square = transforms.Compose(
+        [transforms.Resize(112, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(112)]
+    )
+
+    def members() -> Iterator[bytes]:
+        for _ in cycle([0]):
+            for sample in webdataset.WebDataset(sorted(map(str, Path(data).glob("*.tar"))), shardshuffle=False):
+                yield sample.get("mp4") or sample["webp"]
+
+    def made(member: bytes) -> torch.Tensor:
+        return tubelets(square(torch.from_numpy(frames(member)).permute(0, 3, 1, 2)), 2, 16)
+
+    return timed(each(made, members()), warmup=20, count=steps)
+
+
+def our_clips(data: str, steps: int) -> Turn:
+    return ours(VideoReader(Video(sampling=Segments(FRAMES, random=False)), 16, 2, middle(112)), data, steps)
+
+
 CONTENDERS = {
     "recordings mmpre": lambda **given: ours(FbankReader(Audio(windowed=True)), **given),
     "recordings torchaudio": torchaudio_frames,
     "recordings transformers": transformers_frames,
     "genomes mmpre": lambda **given: ours(DnaReader(Kmers(6), length=1020), **given),
     "genomes transformers": transformers_words,
+    "films mmpre": our_clips,
+    "films decord": partial(film_tubelets, decord_frames),
+    "films av": partial(film_tubelets, av_frames),
+    "animations mmpre": our_clips,
+    "animations pillow": partial(film_tubelets, pillow_frames),
     "programs mmpre": lambda **given: ours(CodeReader("bytes", max_length=4096), **given),
     "programs tree-sitter": parse,
 }
