@@ -15,8 +15,9 @@ class EvalTask:
     """What a model can be evaluated by on held-out samples of a set.
 
     `input` and `target` name members of a sample, such as "txt", or fields of its JSON, such as "json:year". Samples
-    whose `group` is equal are right answers of each other. `baseline` is what is known of simple methods and of chance,
-    in plain words.
+    whose `group` is equal are right answers of each other. A probe is fitted on `train` and chosen on `valid`; splits
+    may be those of another set that stands beside this one ("../other/train"). `labels` limits a task to samples with
+    these targets. `baseline` is what is known of simple methods and of chance, in plain words.
     """
 
     kind: Literal["classification", "retrieval", "regression", "transcription", "detection", "link prediction"]
@@ -25,10 +26,12 @@ class EvalTask:
     target: str
     group: str | None = None
     split: str = "test"
-    train: str = "train"  # what a probe is fitted on
+    train: str = "train"
+    valid: str = "valid"
+    labels: tuple[str, ...] | None = None
     baseline: str | None = None
 
-    def fields(self) -> dict[str, str]:
+    def fields(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 

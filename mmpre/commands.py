@@ -157,29 +157,43 @@ def replay(rest: list[str]) -> None:
 
 def eval_(rest: list[str]) -> None:
     def go(
-        run: tyro.conf.Positional[str], data: tuple[str, ...] = (), sidecar: str | None = None, best: bool = False,
-        rows: int = 2048, json: bool = False,
+        runs: Paths, data: tuple[str, ...] = (), sidecar: str | None = None, on: tuple[Path, ...] = (),
+        best: bool = False, rows: int = 2048, json: bool = False, table: bool = False,
     ) -> None:  # fmt: skip
-        """What a run learned, on held-out data, beside the same network untrained.
+        """What runs learned, on held-out data, beside the same networks untrained and beside no network.
+
+        Measured are the tasks' held-out losses, what the recipe names, and the tasks on the data set's card: probes,
+        neighbours, retrieval. Kept as evaluation.json in the run's folder.
 
         Args:
-            run: The run's folder.
+            runs: Folders of runs.
             data: Shards to evaluate on; by default the run's held-out ones.
             sidecar: Sidecar folder of these shards.
+            on: Folders of data sets whose cards' tasks are measured; by default, without --data, the run's own set.
             best: Use the weights with the best held-out loss, not the newest.
             rows: Rows that the tasks' losses are taken over, at most.
             json: Print JSON for programs.
+            table: Measure nothing, print what was measured before as a table in Markdown.
         """
-        from mmpre.evaluate import evaluate, table
+        from mmpre import evaluate as evaluation
 
-        answer = evaluate(run, data=data, sidecar=sidecar, best=best, rows=rows)
-        if json:
-            print(_json(answer))
+        if not runs:
+            sys.exit("mmpre eval: name the folder of a run")
+        if table:
+            print(evaluation.markdown([one for run in runs for one in evaluation.kept(Path(run))]))
             return
-        from rich.console import Console
+        for run in runs:
+            answer = evaluation.evaluate(run, data=data, sidecar=sidecar, best=best, rows=rows, sets=on)
+            if json:
+                print(_json(answer))
+                continue
+            from rich.console import Console
 
-        console = Console(width=None if sys.stdout.isatty() else 120)
-        console.print(table(f"{answer['recipe']}, step {answer['step']}, {answer['trained']['rows']} rows", answer))
+            console = Console(width=None if sys.stdout.isatty() else 160)
+            heading = f"{answer['recipe']}, step {answer['step']}, {answer['trained']['rows']} rows"
+            console.print(evaluation.table(heading, answer))
+            for name, why in answer.get("not measured", {}).items():
+                console.print(f"not measured: {name} ({why})", markup=False, highlight=False)
 
     tyro.cli(go, args=rest, prog="mmpre eval")
 

@@ -1,41 +1,86 @@
-"""`mmpre eval`: what a run has learned, on held-out data, beside the same network untrained."""
+"""`mmpre eval`: what a run has learned, on held-out data, beside the same network untrained and beside no network."""
 
+import json
+import logging
+import os
+import platform
+import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
+from mmpre.aside import file_aside
 from mmpre.data.loader import MicroBatches, valid_slots
-from mmpre.evaluation.results import Result
+from mmpre.data.mixture import sources
+from mmpre.evaluation.cards import CardTask, card_beside
+from mmpre.evaluation.results import RESAMPLES, Result, gain
+from mmpre.evaluation.suite import (
+    TEST_ROWS,
+    TRAIN_ROWS,
+    VALID_ROWS,
+    NotMeasured,
+    Subject,
+    card_tasks,
+    measure,
+    spread_of,
+    title,
+    trivial,
+)
 from mmpre.loop import Context, held_out
 from mmpre.processes import Processes
-from mmpre.recipe import Recipe
+from mmpre.recipe import Recipe, Stage
 from mmpre.run import Run, RunError, load, open_units
+from mmpre.strict_json import read as read_json
+
+log = logging.getLogger(__name__)
+KEPT = "evaluation.json"  # in a run's folder: what was measured last, for each data
 
 
 def evaluate(
     run: Path | str, *, data: Sequence[str] = (), sidecar: str | None = None, best: bool = False,
-    untrained: bool = True, rows: int = 2048,
+    untrained: bool = True, rows: int = 2048, sets: Sequence[Path | str] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Held-out losses of every task and the recipe's own evaluations, trained and (by default) untrained.
+    """Held-out losses of every task, the recipe's own evaluations, and the tasks of data sets' cards.
 
-    `data` defaults to the run's held-out shards. Returns {"run", "step", "data", "trained": {...}, "untrained": {...}},
-    each with "tasks" (loss and metrics by task) and "results" (name, value, interval, n, chance).
+    `data` defaults to the run's held-out shards, `sets` (folders with a card) to the set that the run's shards lie in,
+    where no data is given. Returns {"run", "step", "data", "trained": {...}, "untrained": {...}, "trivial": {...}},
+    each with "tasks" (loss and metrics by task) and "results" (name, value, interval, n, chance); "gain" says by how
+    much trained is better than untrained on the same rows, "not measured" why a task is missing. Kept in the run's
+    folder as evaluation.json.
     """
-    opened = load(run, best=best)
+    opened, begun = load(run, best=best), time.perf_counter()
     stage = opened.recipe.stages[-1]
     urls = tuple(data) or tuple(stage.valid)
-    if not urls:
+    cards = _cards(stage, data, sets)
+    if not urls and not cards:
         raise RunError(f"{run} has no held-out shards of its own; name some with --data")
     sidecar = sidecar if data else stage.valid_sidecar
     answer: dict[str, Any] = {
         "run": str(run), "recipe": opened.record["recipe"]["name"], "step": opened.checkpoint.step, "data": list(urls),
-        "seed": opened.record["options"]["seed"],
+        "sets": [str(folder) for folder in cards], "seed": opened.record["options"]["seed"],
+        "numbers": dict(opened.record["numbers"]), "protocol": protocol(),
     }  # fmt: skip
     networks = {"trained": opened.recipe} | ({"untrained": opened.untrained()} if untrained else {})
+    tasks = [task for folder in cards for task in card_tasks(folder)]
+    found: dict[str, dict[str, Result]] = {}
     for name, recipe in networks.items():
-        answer[name] = measure_recipe(opened, recipe, urls, sidecar, rows)
+        answer[name] = measure_recipe(opened, recipe, urls, sidecar, rows) if urls else {"tasks": {}, "rows": 0}
+        results = [*answer[name].pop("results", []), *_measure_cards(tasks, recipe, answer)]
+        found[name] = {one.name: one for one in results}
+        answer[name]["results"] = [one.as_json() for one in results]
+    if tasks:
+        subject = Subject(opened.untrained())
+        answer["trivial"] = {"results": [one.as_json() for task in tasks for one in trivial(task, subject)]}
+    if untrained:
+        gains = {name: gain(one, found["untrained"][name]) for name, one in found["trained"].items()}
+        answer["gain"] = {name: one for name, one in gains.items() if one is not None}
+    answer["known"] = {title(task): task.baseline for task in tasks if task.baseline}
+    answer |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": time.perf_counter() - begun}
+    keep(Path(run), answer)
     return answer
 
 
@@ -54,24 +99,90 @@ def measure_recipe(opened: Run, recipe: Recipe, urls: Sequence[str], sidecar: st
     answer = {"tasks": held_out(batches, tasks, context), "rows": rows}
     results: list[Result] = [result for one in recipe.evaluations for result in one.run(units, processes)]
     module.train()
-    return answer | {"results": [result.as_json() for result in results]}
+    return answer | {"results": results}
 
 
-def table(title: str, answer: Mapping[str, Any]) -> Table:
-    """Trained beside untrained, each with its 95 percent interval, and what guessing gives."""
-    shown = Table(title=title, title_justify="left")
-    for column in ("measure", "trained", "untrained", "chance"):
+def protocol() -> dict[str, Any]:
+    """What every number of an evaluation depends on beside the run and the data."""
+    return {
+        "interval": f"95 percent, percentile bootstrap over test rows, {RESAMPLES} resamples, drawn from the name",
+        "choices": "layer and strength on valid alone", "rows": [TRAIN_ROWS, VALID_ROWS, TEST_ROWS],
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}", "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }  # fmt: skip
+
+
+def keep(run: Path, answer: Mapping[str, Any]) -> None:
+    """Put an evaluation in the run's file, in place of an earlier one of the same step, data and sets."""
+    same = [one for one in kept(run) if any(one[key] != answer[key] for key in ("step", "data", "sets"))]
+    with file_aside(run / KEPT) as aside:
+        aside.write_text(json.dumps([*same, answer], indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def kept(run: Path) -> list[dict[str, Any]]:
+    """The evaluations in a run's file, the newest last."""
+    return read_json(run / KEPT, max_bytes=64 << 20) if (run / KEPT).exists() else []
+
+
+def _cards(stage: Stage, data: Sequence[str], sets: Sequence[Path | str]) -> list[Path]:
+    if sets:
+        return [Path(folder) for folder in sets]
+    if data:
+        return []
+    urls = tuple(url for source in sources(stage.data, stage.sidecar).values() for url in source.data)
+    beside = card_beside(urls) or card_beside(tuple(stage.valid))
+    return [] if beside is None else [beside]
+
+
+def _measure_cards(tasks: Sequence[CardTask], recipe: Recipe, answer: dict[str, Any]) -> list[Result]:
+    device = Processes.device_here()
+    recipe.module().to(device).eval()
+    subject, results = Subject(recipe), []
+    for task in tasks:
+        try:
+            results += measure(task, subject)
+        except NotMeasured as e:
+            answer.setdefault("not measured", {})[title(task)] = str(e)
+    for member in dict.fromkeys((task.folder, task.input) for task in tasks):
+        task = next(task for task in tasks if (task.folder, task.input) == member)
+        results += spread_of(task, subject)
+    return results
+
+
+def table(heading: str, answer: Mapping[str, Any]) -> Table:
+    """Trained beside untrained, each with its 95 percent interval, what needs no network, and what guessing gives."""
+    shown = Table(title=heading, title_justify="left")
+    for column in ("measure", "trained", "untrained", "bag of pieces", "chance"):
         shown.add_column(column, justify="left" if column == "measure" else "right")
-    before = {one["name"]: one for one in answer["untrained"]["results"]}
+    before = {one["name"]: one for one in answer.get("untrained", {}).get("results", ())}
+    bags = {one["name"]: one for one in answer.get("trivial", {}).get("results", ())}
     for one in answer["trained"]["results"]:
         chance = "" if one["chance"] is None else f"{one['chance']:.3f}"
-        shown.add_row(one["name"], _interval(one), _interval(before[one["name"]]), chance)
+        others = (_interval(found.get(one["name"])) for found in (before, bags))
+        shown.add_row(one["name"], _interval(one), *others, chance)
     for task, values in answer["trained"]["tasks"].items():
         for name, value in values.items():
             if name != "loss":
-                shown.add_row(f"{task}: {name}", f"{value:.3f}", f"{answer['untrained']['tasks'][task][name]:.3f}", "")
+                untrained = answer.get("untrained", {}).get("tasks", {}).get(task, {}).get(name)
+                shown.add_row(f"{task}: {name}", f"{value:.3f}", "" if untrained is None else f"{untrained:.3f}")
     return shown
 
 
-def _interval(one: Mapping[str, Any]) -> str:
-    return f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
+def markdown(answers: Sequence[Mapping[str, Any]]) -> str:
+    """The cards' results of some evaluations as a table for a page; nothing is rounded but for showing it."""
+    lines = ["| measure | n | trained | untrained | better by | bag of pieces | chance |",
+             "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    for answer in answers:
+        others = [{one["name"]: one for one in answer.get(what, {}).get("results", ())}
+                  for what in ("untrained", "trivial")]  # fmt: skip
+        for one in answer["trained"]["results"]:
+            name, gained = one["name"], answer.get("gain", {}).get(one["name"])
+            chance = "" if one["chance"] is None else f"{one['chance']:.3f}"
+            cells = [name, str(one["n"]), _interval(one), _interval(others[0].get(name)), _interval(gained),
+                     _interval(others[1].get(name)), chance]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _interval(one: Mapping[str, Any] | None) -> str:
+    return "" if one is None else f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})"

@@ -153,13 +153,15 @@ class Recipe:
     """What a recipe function returns: the stages, and the network that is evaluated, embedded with and exported.
 
     `modules` names further ones with parameters that no task owns; `evaluations` is what `mmpre eval` measures beside
-    the tasks' held-out losses.
+    the tasks' held-out losses. `towers` says, by role, what makes one vector of a row in a space that the roles share:
+    what retrieval between roles goes by.
     """
 
     stages: Sequence[Stage]
     network: nn.Module
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
     evaluations: Sequence[Evaluation] = ()
+    towers: Mapping[str, nn.Module] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         stages: list[Stage] = []

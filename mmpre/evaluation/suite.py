@@ -1,0 +1,246 @@
+"""The tasks of data sets' cards, measured on one network and on what needs none.
+
+What a task is measured by follows from its kind and from what the network has: probes and neighbours from mean states,
+retrieval from towers, or from mean states where both sides are read alike.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from mmpre.data.sample import Sample
+from mmpre.evaluation.bag import bag
+from mmpre.evaluation.cards import CardTask, read_card
+from mmpre.evaluation.collapse import collapse
+from mmpre.evaluation.features import Vectors, pooled, role_of, towered
+from mmpre.evaluation.probe import Known, classify, regress, scaled
+from mmpre.evaluation.results import Result, mean
+from mmpre.evaluation.search import search
+from mmpre.network import Network
+from mmpre.recipe import Recipe
+
+TRAIN_ROWS, VALID_ROWS, TEST_ROWS = 20_000, 2_000, 10_000  # at most, drawn alike for every network
+
+
+class NotMeasured(ValueError):
+    """A task that this network or this machine's data does not allow; says why."""
+
+
+@dataclass
+class Subject:
+    """A network that is measured. Vectors of a split are made once."""
+
+    recipe: Recipe
+    kept: dict[tuple, Vectors] = field(default_factory=dict)
+
+    @property
+    def network(self) -> nn.Module:
+        return self.recipe.network
+
+    def reads(self, member: str) -> bool:
+        return isinstance(self.network, Network) and role_of(self.network.readers, member) is not None
+
+    def tower(self, member: str) -> tuple[str, nn.Module] | None:
+        """The role and the tower that read a member."""
+        for role, tower in self.recipe.towers.items():
+            if member in tower.net.readers[role].suffixes:
+                return role, tower
+        return None
+
+    def means(self, task: CardTask, split: str, most: int, member: str) -> Vectors:
+        key = (task.folder / split, member, most)
+        if key not in self.kept:
+            self.kept[key] = pooled(self.network, member, task.samples(split, most))
+        return self.kept[key]
+
+    def in_common(self, task: CardTask, split: str, most: int, member: str) -> Vectors:
+        """Vectors in the space that the towers share."""
+        role, tower = self.tower(member)
+        key = (task.folder / split, member, most, role)
+        if key not in self.kept:
+            self.kept[key] = towered(tower, role, member, task.samples(split, most))
+        return self.kept[key]
+
+
+def card_tasks(folder: Path) -> list[CardTask]:
+    return read_card(folder, tuple(KINDS))
+
+
+def measure(task: CardTask, subject: Subject) -> list[Result]:
+    """A task's results for a network. Raises NotMeasured where it cannot be."""
+    way = KINDS[task.kind]
+    if way is None:
+        raise NotMeasured(f"tasks of kind {task.kind} are not measured here")
+    if gone := task.missing():
+        raise NotMeasured(gone)
+    return way(task, subject)
+
+
+def trivial(task: CardTask, subject: Subject) -> list[Result]:
+    """The same results from bags of pieces, for the kinds that are probed."""
+    if task.kind not in ("classification", "regression") or task.missing() or not subject.reads(task.input):
+        return []
+
+    def known(split: str, most: int) -> Known:
+        number_S, x_S = bag(subject.network, task.input, task.samples(split, most))
+        return _known(task, split, most, number_S, [x_S])
+
+    return _fit(task, known)
+
+
+def _probe(task: CardTask, subject: Subject) -> list[Result]:
+    if not subject.reads(task.input):
+        raise NotMeasured(f"the run reads no .{task.input}")
+
+    def known(split: str, most: int) -> Known:
+        vectors = subject.means(task, split, most, task.input)
+        return _known(task, split, most, vectors.number_S, vectors.x_LSD)
+
+    found = _fit(task, known)
+    if task.kind == "classification" and subject.recipe.towers:
+        found += _zero_shot(task, subject)
+    return found
+
+
+def _fit(task: CardTask, known: Callable[[str, int], Known]) -> list[Result]:
+    parts = [known(task.train, TRAIN_ROWS), known(_valid(task), VALID_ROWS), known(task.split, TEST_ROWS)]
+    if short := [name for name, one in zip(("train", "valid", "test"), parts, strict=True) if len(one) < 2]:
+        raise NotMeasured(f"{' and '.join(short)} have fewer than two samples with {task.target}")
+    return (classify if task.kind == "classification" else regress)(title(task), *parts)
+
+
+def _known(task: CardTask, split: str, most: int, number_S: np.ndarray, layers: Sequence[Any]) -> Known:
+    """Vectors and targets of the samples that have both."""
+    found: dict[int, tuple[Any, Any]] = {}
+    for number, sample in task.samples(split, most):
+        value = task.field(sample, task.target)
+        if value is not None:
+            found[number] = (value, task.field(sample, task.group) if task.group else None)
+    rows = np.array([row for row, number in enumerate(number_S.tolist()) if number in found], dtype=np.int64)
+    values = [found[number_S[row]] for row in rows]
+    y_S = np.array([float(y) if task.kind == "regression" else str(y) for y, _ in values])
+    groups = np.array([str(one) for _, one in values]) if task.group else None
+    return Known([one[rows] for one in layers], y_S, groups)
+
+
+def _retrieve(task: CardTask, subject: Subject) -> list[Result]:
+    """Between the two sides in the space of towers; or like finds like, by mean states."""
+    if subject.tower(task.input) and subject.tower(task.target):
+
+        def shared(member: str) -> Placed:
+            vectors = subject.in_common(task, task.split, TEST_ROWS, member)
+            return vectors.number_S, vectors.x_LSD[0]
+
+        return _search(task, task.split, TEST_ROWS, shared, {})
+    if task.input != task.target:
+        raise NotMeasured(f"the run has no towers that put .{task.input} and .{task.target} in one space")
+    if not subject.reads(task.input):
+        raise NotMeasured(f"the run reads no .{task.input}")
+    return _search_means(task, subject)
+
+
+def _search_means(task: CardTask, subject: Subject) -> list[Result]:
+    """Cosines of mean states, scaled by their mean and deviation over train; the layer is chosen by R@1 on valid."""
+
+    def results(split: str, most: int, layer: int) -> list[Result]:
+        like = subject.means(task, task.train, TRAIN_ROWS, task.input).x_LSD[layer]
+        vectors = subject.means(task, split, most, task.input)
+        x_SD = scaled(vectors.x_LSD[layer], like)
+        x_SD = x_SD / np.linalg.norm(x_SD, axis=1, keepdims=True).clip(1e-9)
+        return _search(task, split, most, lambda member: (vectors.number_S, x_SD), {"layer": layer})
+
+    layers = range(len(subject.means(task, task.split, TEST_ROWS, task.input).x_LSD))
+    found = [results(_valid(task), VALID_ROWS, layer)[0].value for layer in layers]
+    return results(task.split, TEST_ROWS, int(np.argmax(found)))
+
+
+Placed = tuple[np.ndarray, np.ndarray]  # samples' numbers, and a vector of each
+
+
+def _search(
+    task: CardTask, split: str, most: int, of: Callable[[str], Placed], protocol: Mapping[str, Any]
+) -> list[Result]:
+    """Both ways, or one where both sides are the same member. Members with equal content are one item, and what
+    belongs together are samples of one group, or, without groups, of one target."""
+    alike = task.input == task.target
+    right = _right_answers(task, split, most)
+    sides = {}
+    for member in dict.fromkeys((task.target, task.input)):
+        number_S, x_SD = of(member)
+        first = None if alike else _first_of_each(task, split, most, member)
+        keep = [row for row, n in enumerate(number_S.tolist()) if n in right and (first is None or n in first)]
+        sides[member] = x_SD[keep], [right[number_S[row]] for row in keep]
+    results = []
+    for query, item in ((task.target, task.input), (task.input, task.target))[alike:]:
+        (query_QD, right_Q), (item_PD, right_P) = sides[query], sides[item]
+        told = {"pool": len(item_PD) - alike} | dict(protocol)
+        name = f"{title(task)}: {query} to {item}"
+        results += search(name, query_QD, item_PD, right_Q, right_P, alike=alike, protocol=told)
+    return results
+
+
+def _right_answers(task: CardTask, split: str, most: int) -> dict[int, str]:
+    """What a sample's right answers have in common with it."""
+    found = {}
+    for number, sample in task.samples(split, most):
+        if task.group:
+            value = task.field(sample, task.group)
+        else:
+            value = hashlib.sha1(sample.members.get(task.target, b"").strip()).hexdigest()
+        if value is not None:
+            found[number] = str(value)
+    return found
+
+
+def _first_of_each(task: CardTask, split: str, most: int, member: str) -> set[int]:
+    """The number of the first sample with each content of a member."""
+    found: dict[bytes, int] = {}
+    for number, sample in task.samples(split, most):
+        if member in sample.members:
+            found.setdefault(sample.members[member].strip(), number)
+    return set(found.values())
+
+
+def _zero_shot(task: CardTask, subject: Subject) -> list[Result]:
+    """The class whose name, read as a text, lies nearest to a sample in the towers' space."""
+    if not (subject.tower(task.input) and subject.tower("txt")):
+        return []
+    vectors = subject.in_common(task, task.split, TEST_ROWS, task.input)
+    known = _known(task, task.split, TEST_ROWS, vectors.number_S, vectors.x_LSD)
+    labels = sorted(set(known.y_S.tolist()))
+    texts = [task.names[int(one)] if task.names else one for one in labels]
+    prompts = [Sample(str(i), "", "", {"txt": text.replace("-", " ").encode()}) for i, text in enumerate(texts)]
+    role, tower = subject.tower("txt")
+    class_CD = towered(tower, role, "txt", enumerate(prompts)).x_LSD[0]
+    right = np.array(labels)[(known.layers[0] @ class_CD.T).argmax(1)] == known.y_S
+    told = {"classes": len(labels), "prompt": "the name"}
+    return [mean(f"{title(task)}: zero-shot", right, chance=1 / len(labels), protocol=told)]
+
+
+def spread_of(task: CardTask, subject: Subject) -> list[Result]:
+    """Measures of collapse on the samples that a task reads."""
+    if task.missing() or not subject.reads(task.input):
+        return []
+    return collapse(f"{task.set} {task.input}", subject.means(task, task.split, TEST_ROWS, task.input).x_LSD[-1])
+
+
+def title(task: CardTask) -> str:
+    return f"{task.set}: {task.about}"
+
+
+def _valid(task: CardTask) -> str:
+    """The split that choices are made on. Raises NotMeasured where there is none."""
+    if not (task.folder / task.valid).is_dir():
+        raise NotMeasured(f"no {task.valid} beside {task.folder}, which layer and strength could be chosen on")
+    return task.valid
+
+
+KINDS: dict[str, Callable[[CardTask, Subject], list[Result]] | None] = {
+    "classification": _probe, "regression": _probe, "retrieval": _retrieve, "transcription": None, "detection": None,
+    "link prediction": None,
+}  # fmt: skip

@@ -1,0 +1,211 @@
+"""Does the suite of `mmpre eval` find what is known to be there, and say so when it cannot look?"""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mmpre
+from mmpre.checkpoint import CheckpointError
+from mmpre.cli import main
+from mmpre.data.shards import shard_writer
+from mmpre.evaluate import evaluate, kept, markdown
+from mmpre.evaluation.cards import CardError, card_beside
+from mmpre.evaluation.collapse import rank_me, spread
+from mmpre.evaluation.probe import Known, classify, regress
+from mmpre.evaluation.results import gain, mean, statistic
+from mmpre.evaluation.search import first_right, search
+from mmpre.evaluation.suite import card_tasks
+from mmpre.options import RunOptions
+from mmpre.run import load, resume
+
+RNG = np.random.default_rng(0)
+
+
+def known(count, *, shuffled=False, classes=4, width=8):
+    """Vectors of which layer 1 holds the label and layer 0 nothing."""
+    y_S = np.arange(count) % classes
+    noise_SD = RNG.normal(size=(count, width))
+    label_SD = noise_SD * 0.1 + np.eye(width)[y_S]
+    return Known([noise_SD, label_SD], RNG.permutation(y_S).astype(str) if shuffled else y_S.astype(str))
+
+
+def test_a_probe_reads_what_the_vectors_hold_from_the_layer_that_holds_it():
+    results = classify("known", known(400), known(200), known(300))
+    assert [one.value for one in results] == [1.0, 1.0, 1.0]
+    assert {one.protocol["layer"] for one in results} == {1}
+    assert [one.name.split(": ")[1] for one in results] == ["linear probe", "20 neighbours", "10 of a class"]
+
+
+def test_shuffled_labels_give_chance():
+    results = classify("shuffled", known(400, shuffled=True), known(200, shuffled=True), known(800, shuffled=True))
+    for one in results:
+        assert one.value == pytest.approx(0.25, abs=0.06) and one.chance == pytest.approx(0.25, abs=0.05)
+
+
+def test_choices_are_made_on_valid_alone():
+    """Where valid has its labels in another layer than the test, valid is believed."""
+    train = Known([np.eye(4)[np.arange(200) % 4], np.eye(4)[np.arange(200) % 4]], np.arange(200) % 4)
+    noise, y = RNG.normal(size=(100, 4)), np.arange(100) % 4
+    (linear, *_) = classify("misled", train, Known([np.eye(4)[y], noise], y), Known([noise, np.eye(4)[y]], y))
+    assert linear.protocol["layer"] == 0 and linear.value < 0.6
+
+
+def test_regression_finds_a_line_and_averages_groups():
+    def line(count):
+        x_SD = RNG.normal(size=(count, 3))
+        return Known([x_SD * 0, x_SD], 10 + x_SD @ np.array([1.0, 2.0, 3.0]), np.arange(count) // 5)
+
+    error, rank = regress("line", line(300), line(100), line(100))
+    assert error.n == 20 and error.value < 0.05 < error.chance and error.less
+    assert rank.value > 0.99 and error.protocol["layer"] == 1
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    inside = 0
+    for i in range(200):
+        one = mean(f"coin {i}", np.random.default_rng(i).random(60) < 0.3, resamples=200)
+        inside += one.low <= 0.3 <= one.high
+    assert 0.88 <= inside / 200 <= 0.99
+    wide = statistic("median", np.median, np.arange(101.0))
+    assert wide.value == 50 and wide.low < 45 and wide.high > 55
+
+
+def test_a_gain_is_taken_row_by_row_in_the_direction_that_is_better():
+    before, after = np.array([5.0, 7.0, 9.0]), np.array([4.0, 6.0, 8.0])
+    assert gain(mean("x", after, less=True), mean("x", before, less=True)) == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert gain(mean("x", after), mean("x", before[:2])) is None
+
+
+def test_search_ranks_the_best_right_item():
+    unit_PD = np.eye(6)
+    rank_Q, count_Q = first_right(unit_PD, unit_PD, [*"aabbcd"], [*"aabbcd"])
+    assert rank_Q.tolist() == [0] * 6 and count_Q.tolist() == [2, 2, 2, 2, 1, 1]
+    rank_Q, _ = first_right(unit_PD, unit_PD, [*"aabbcd"], [*"aabbcd"], alike=True)  # all others are equally far
+    assert rank_Q.tolist() == [2.0] * 4 + [-1.0] * 2
+    turned = np.roll(unit_PD, 1, 0)
+    r1, r5, median = search("turned", unit_PD, turned, range(6), range(6))
+    assert (r1.value, r1.chance) == (0.0, pytest.approx(1 / 6)) and r5.chance == pytest.approx(5 / 6)
+    assert median.value == 4 and median.chance == 3.5
+
+
+def test_collapse_is_told_from_spread():
+    noise, one = RNG.normal(size=(500, 16)), np.outer(RNG.normal(size=500), np.ones(16))
+    assert rank_me(noise) > 15 and rank_me(one) < 1.01
+    assert spread(noise) > 0.98 and spread(np.ones((5, 4))) == pytest.approx(0)
+
+
+TASKS = [
+    {"kind": "classification", "about": "brightness", "input": "png", "target": "cls"},
+    {"kind": "regression", "about": "how bright", "input": "png", "target": "json:grey"},
+    {"kind": "retrieval", "about": "as bright", "input": "png", "target": "png", "group": "json:grey"},
+    {"kind": "retrieval", "about": "by name", "input": "png", "target": "txt"},
+    {"kind": "classification", "about": "of another set", "input": "png", "target": "cls", "train": "../gone/train"},
+    {"kind": "transcription", "about": "said", "input": "wav", "target": "txt"},
+]
+
+
+def write_set(folder, tasks=TASKS):
+    for split, count in (("train", 60), ("valid", 30), ("test", 30)):
+        with shard_writer(folder / split, prefix=split) as sink:
+            for i in range(count):
+                grey, file = i % 3 * 100, io.BytesIO()
+                noise_HW3 = np.random.default_rng(i).integers(0, 40, (16, 16, 3))
+                Image.fromarray((noise_HW3 + grey).astype(np.uint8)).save(file, "PNG")
+                sink.write({"__key__": f"{i:03d}", "png": file.getvalue(), "cls": str(i % 3), "txt": f"{i % 3} grey",
+                            "json": json.dumps({"grey": grey})})  # fmt: skip
+    (folder / "card.json").write_text(json.dumps({"name": "grey", "tasks": tasks}))
+    return folder
+
+
+TINY = dict(modality="image_patches", patch_px=8, width=16, depth=2, heads=2, batch=8, warmup=1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("suite")
+    write_set(folder / "grey")
+    numbers = dict(TINY, data=(f"{folder}/grey/train",), valid=(f"{folder}/grey/valid",))
+    return mmpre.train("masked", scale="tiny", out=folder / "run", steps=4, **numbers)
+
+
+def same(answer):
+    return {name: answer[name] for name in ("trained", "untrained", "trivial", "gain", "not measured", "step")}
+
+
+def test_a_run_is_measured_by_the_card_of_its_data_and_keeps_what_was_found(run, capsys):
+    answer = evaluate(run)
+    found = {one["name"]: one for one in answer["trained"]["results"]}
+    for name in ("brightness: linear probe", "brightness: 20 neighbours", "as bright: png to png R@1"):
+        assert found[f"grey: {name}"]["value"] == 1.0
+    assert found["grey: how bright: mean error"]["value"] < 10
+    assert found["grey png: RankMe"]["value"] > 1
+    bags = {one["name"]: one for one in answer["trivial"]["results"]}
+    assert bags["grey: brightness: linear probe"]["value"] == 1.0
+    assert answer["not measured"] == {
+        "grey: by name": "the run has no towers that put .png and .txt in one space",
+        "grey: of another set": f"no ../gone/train beside {run.parent}/grey/card.json; build that data set there",
+        "grey: said": "tasks of kind transcription are not measured here",
+    }
+    assert set(answer["gain"]) >= {"grey: brightness: linear probe", "grey: how bright: mean error"}
+    assert evaluate(run)["trained"] == answer["trained"] and len(kept(run)) == 1  # in place of the first
+    main(["eval", str(run), "--table"])
+    assert capsys.readouterr().out.strip() == markdown(kept(run))
+    assert "| grey: brightness: linear probe | 30 | 1.000 (1.000 to 1.000) |" in markdown(kept(run))
+
+
+def test_the_untrained_network_is_the_one_that_the_seed_draws(run):
+    answer, opened = evaluate(run), load(run)
+    before = opened.untrained().module().state_dict()
+    first = mmpre.train(
+        "masked", scale="tiny", out=run.parent / "again", steps=2, options=RunOptions(seed=0),
+        **{name: value for name, value in opened.record["numbers"].items() if name in (*TINY, "data", "valid")},
+    )  # fmt: skip
+    drawn = load(first).untrained().module().state_dict()
+    assert before.keys() == drawn.keys() and all(torch.equal(before[name], drawn[name]) for name in before)
+    assert any(not torch.equal(t, before[name]) for name, t in opened.recipe.module().state_dict().items())
+    assert answer["untrained"] == evaluate(first)["untrained"]
+
+
+def test_a_resumed_run_is_measured_alike(run, tmp_path):
+    numbers = load(run).record["numbers"]
+    options = RunOptions(save_every=2, threads=1)
+
+    whole = mmpre.train("masked", out=tmp_path / "whole", options=options, **numbers)
+    broken = mmpre.train("masked", out=tmp_path / "broken", options=options, **numbers)
+    shutil.rmtree(broken / "checkpoints" / "step-00000004")
+    resume(broken)
+    assert same(evaluate(broken)) == same(evaluate(whole))
+
+
+def test_a_card_that_cannot_be_used_and_a_run_without_checkpoint_are_told(run, tmp_path):
+    folder = write_set(tmp_path / "wrong", [{"kind": "clasification", "about": "", "input": "png", "target": "cls"}])
+    with pytest.raises(CardError, match=r"task 0 is of kind 'clasification'; wanted one of .* Is it classification\?"):
+        evaluate(run, sets=[folder])
+    (folder / "card.json").write_text(json.dumps({"name": "x", "tasks": [TASKS[0] | {"colour": 1}]}))
+    with pytest.raises(CardError, match=r"task 0 has colour; known: .*'about'"):
+        card_tasks(folder)
+    (folder / "card.json").write_text("{}")
+    with pytest.raises(CardError, match=r"names no tasks .* build the data set again, or add them"):
+        card_tasks(folder)
+    assert card_beside((str(run.parent / "grey" / "train"),)) == run.parent / "grey"
+    empty = shutil.copytree(run, tmp_path / "empty")
+    shutil.rmtree(empty / "checkpoints")
+    with pytest.raises(CheckpointError, match="holds no valid checkpoint"):
+        evaluate(empty)
+
+
+def test_towers_are_searched_in_both_ways_and_name_classes(tmp_path):
+    write_set(tmp_path / "grey", TASKS[:1] + TASKS[3:4])
+    data = (str(tmp_path / "grey" / "train"),)
+    run = mmpre.train("two_towers", scale="tiny", out=tmp_path / "run", data=data, patch_px=8, side_px=16, width=16,
+                      depth=1, heads=2, shared=8, batch=12, steps=40, warmup=4, lr=1e-2)  # fmt: skip
+    found = {one["name"]: one for one in evaluate(run)["trained"]["results"]}
+    assert found["grey: by name: txt to png R@1"]["n"] == 3  # equal texts are one query
+    assert found["grey: by name: png to txt R@1"]["n"] == 30
+    assert found["grey: by name: png to txt R@1"]["value"] > 0.6 > found["grey: by name: png to txt R@1"]["chance"]
+    assert found["grey: brightness: zero-shot"]["chance"] == pytest.approx(1 / 3)
