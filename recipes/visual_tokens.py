@@ -83,7 +83,7 @@ def visual_tokens(
 scales = {
     "tiny": dict(
         width=96, depth=2, decoder_depth=2, heads=3, codes=512, values=16, side_px=96, batch=32, micro_batches=1,
-        steps=1_500, warmup=100, lr=2e-3, valid_every=500,
+        steps=800, warmup=50, lr=2e-3, valid_every=400,
     ),
     "base": {},
 }  # fmt: skip

@@ -139,6 +139,7 @@ def fast_start(tmp_path_factory):
     return clips.film(CLIP, "mp4", folder=tmp_path_factory.mktemp("films"), movflags="faststart")
 
 
+@pytest.mark.fault("B8")
 @pytest.mark.parametrize("suffix", [*FILES, "fast"])
 def test_a_file_that_ends_early_is_told_wherever_it_is_cut(suffix, fast_start):
     data, suffix = (fast_start, "mp4") if suffix == "fast" else (FILES[suffix], suffix)
@@ -150,6 +151,7 @@ def test_a_file_that_ends_early_is_told_wherever_it_is_cut(suffix, fast_start):
     read(data, suffix=suffix, side_px=48, shares=[0.5])
 
 
+@pytest.mark.fault("B8")
 @pytest.mark.parametrize("suffix", ["mkv", "webm"])
 def test_libraries_would_take_a_file_that_ends_early_for_a_shorter_one(suffix, monkeypatch):
     """Why sizes are compared: without that, nothing tells that frames are missing."""
@@ -160,6 +162,7 @@ def test_libraries_would_take_a_file_that_ends_early_for_a_shorter_one(suffix, m
         assert 20 < len(frames) < COUNT
 
 
+@pytest.mark.fault("B8")
 def test_pyav_tells_damage_within_a_frame():
     data, told = FILMS["mp4"], 0
     at = data.index(b"mdat") + 4
@@ -173,6 +176,7 @@ def test_pyav_tells_damage_within_a_frame():
     assert told >= 6
 
 
+@pytest.mark.fault("B8")
 def test_other_files_are_refused_before_a_library_sees_them():
     playlist = b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"
     assert cause(playlist, "mp4") == "wrong type"
@@ -182,6 +186,7 @@ def test_other_files_are_refused_before_a_library_sees_them():
     assert cause(b"", "mp4") == "wrong type"
 
 
+@pytest.mark.fault("B8")
 def test_a_file_that_wants_too_much_costs_its_sample_alone():
     huge = clips.animation(np.zeros((1, 6_000, 6_000, 3), np.uint8), "gif")
     wide = huge[:6] + (60_000).to_bytes(2, "little") * 2 + huge[10:]

@@ -108,7 +108,8 @@ class Video:
     `sampling` says which frames; none is taken twice, so a file with too few gives what it has. Frames whose shorter
     side is above `side_px` are made smaller. A file gets `seconds`, its decoder `max_bytes` of memory.
     Files are read by decord where it is installed (their frames are PyAV's, bit for bit), AVI and elsewhere by PyAV,
-    animations by Pillow. A member that cannot be used raises BadMember.
+    animations by Pillow. Marks that say how to turn or stretch what was filmed are not followed.
+    A member that cannot be used raises BadMember.
     """
 
     sampling: Sampling = field(default_factory=lambda: Segments(8))
