@@ -199,16 +199,18 @@ def eval_(rest: list[str]) -> None:
 
 
 def report(rest: list[str]) -> None:
-    def go(runs: Paths, out: Path | None = None) -> None:
+    def go(runs: Paths, out: Path | None = None, data: tuple[str, ...] = (), sidecar: str | None = None) -> None:
         """One page that tells what runs did and learned; it opens from disk and fetches nothing.
 
         Args:
             runs: Folders of runs; several are laid over each other, with a table of where they differ.
             out: The file to write; by default report.html in the first run's folder.
+            data: Shards whose rows the networks are shown; by default each run's held-out ones.
+            sidecar: Sidecar folder of these shards.
         """
         from mmpre.report.page import report as write
 
-        print(write(runs, out))
+        print(write(runs, out, data=data, sidecar=sidecar))
 
     tyro.cli(go, args=rest, prog="mmpre report")
 

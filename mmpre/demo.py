@@ -1,4 +1,4 @@
-"""`mmpre demo`: UNITER on collages of OpenMoji, from pictures to numbers and a picture of what was learned."""
+"""`mmpre demo`: UNITER on collages of OpenMoji, from pictures to numbers, a picture and a page of what was learned."""
 
 import sys
 from pathlib import Path
@@ -13,6 +13,7 @@ from mmpre.evaluation.retrieval import PairRetrieval
 from mmpre.options import RunOptions
 from mmpre.plugins import find_data_set
 from mmpre.processes import Processes
+from mmpre.report.page import report
 from mmpre.run import load, open_units, resume, train
 
 CREDIT = "Pictures: OpenMoji (openmoji.org), CC-BY-SA-4.0"
@@ -38,7 +39,8 @@ def main(out: Path = Path("demo")) -> None:
     for split, answer in answers.items():
         console.print(table(f"UNITER tiny on {answer['trained']['rows']} held-out collages, {SPLITS[split]}", answer))
     picture = paint(run, data / "test", data / "regions" / "test", out / "what-it-learned.png")
-    console.print(f"picture of what it learned: {picture}\nrun: {run}")
+    page = report([run], out / "report.html", data=[str(data / "test")], sidecar=str(data / "regions" / "test"))
+    console.print(f"picture of what it learned: {picture}\nreport: {page}\nrun: {run}")
 
 
 def paint(run: Path, data: Path, sidecar: Path, path: Path) -> Path:

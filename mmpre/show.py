@@ -9,9 +9,10 @@ the tokens' fields (`tokens.with_values(ids=...)`) and hide nothing. `sample` is
 as the picture behind regions; without it the method does with the tokens alone. A reader without the method gets a
 strip of numbered cells.
 
-A reader of tokens that have letters also has `texts(tokens) -> list[str]`, what each of a row's tokens stands for: a
-report then says what was hidden and what it was taken for. And a modality whose predictions are values (pixels, bands)
-has `restored(tokens, f_NE) -> Tokens`, the tokens that have these clean features, the inverse of its `features`.
+A reader of tokens that have letters also has `texts(tokens) -> list[str]`, what each of a row's tokens stands for (""
+for one without letters): a report then says what was hidden and what it was taken for, and shows rows of which every
+token has letters as text. And a modality whose predictions are values (pixels, bands) has
+`restored(tokens, f_NE) -> Tokens`, the tokens that have these clean features, the inverse of its `features`.
 """
 # N tokens of one row, E values of a token's clean features
 

@@ -134,6 +134,13 @@ class CodeReader:
         """BERT's corruption with this vocabulary's mask and its range of ordinary ids."""
         return BertReplace(mask_id=self.vocabulary.mask, random_ids=self.vocabulary.free, mask=mask, random=random)
 
+    def texts(self, tokens: Tokens) -> list[str]:
+        """What each token stands for, by itself; nodes have no letters of their own."""
+        return [
+            ("[CLS]", "[SEP]", "")[kind] if kind >= 0 else self.vocabulary.written([i])
+            for i, kind in zip(tokens["ids"].tolist(), tokens.special_N.tolist(), strict=True)
+        ]
+
     def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
         """A picture of a row: comments and code token by token, and an arc to each from those its value comes from."""
         ids, word, special = tokens["ids"].tolist(), tokens["word"].tolist(), tokens.special_N.tolist()

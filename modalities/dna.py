@@ -256,11 +256,9 @@ class DnaReader:
         return self.cutter.letters(tokens["ids"][tokens.special_N < 0].tolist())
 
     def texts(self, tokens: Tokens) -> list[str]:
-        """The letters of each token."""
-        return [
-            ("[CLS]", "[SEP]")[kind] if kind >= 0 else self.cutter.letters([i])
-            for i, kind in zip(tokens["ids"].tolist(), tokens.special_N.tolist(), strict=True)
-        ]
+        """The letters of each token; a prediction may be a special one."""
+        named = {self.cutter.cls: "[CLS]", self.cutter.sep: "[SEP]", self.cutter.mask: "[MASK]"}
+        return [named.get(i) or self.cutter.letters([i]) for i in tokens["ids"].tolist()]
 
     def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
         """A picture of a row: its pieces, single bases on their colours, hidden ones marked."""

@@ -270,6 +270,15 @@ class Speech(nn.Module):
         wave = tokens.fields["wave"]
         return self.norm(self.convolutions(wave.values.to(self.mask_D.dtype), wave.lengths_B.tolist()))
 
+    def restored(self, tokens: Tokens, f_NE: Float[Tensor, "N E"]) -> Tokens:
+        """The frames that have these features. What the norm takes from a frame, its own mean and deviation, is put
+        back as it was. Raises ValueError for convolutions, which cannot be undone."""
+        if self.convolutions is not None:
+            raise ValueError("Speech: what convolutions give cannot be made a waveform again; predict mel frames")
+        var_N1, mean_N1 = torch.var_mean(tokens["frame"].to(f_NE.dtype), 1, keepdim=True, correction=0)
+        plain_NE = (f_NE - self.norm.bias) / self.norm.weight
+        return tokens.with_values(frame=plain_NE * (var_N1 + self.norm.eps).sqrt() + mean_N1)
+
     def embed(self, f_NE: Float[Tensor, "N E"], tokens: Tokens, replaced_N: Bool[Tensor, "N"]) -> Float[Tensor, "N D"]:
         x_ND = torch.where(replaced_N[:, None], self.mask_D, self.dropout(self.project(f_NE)))
         return x_ND if self.positions is None else x_ND + self.positions(x_ND, tokens)

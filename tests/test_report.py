@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -148,6 +149,12 @@ def test_skipped_steps_restarts_and_holes_are_told(two, tmp_path):
     assert "<script>alert" not in page_text and "<b>picture" not in page_text
 
 
+def test_stages_are_marked_where_they_begin(two):
+    account = replace(read(two[0]), stages=(3, 2, 3))
+    assert [(mark.x, mark.kind) for mark in account.marks] == [(3, "stage"), (5, "stage")]
+    assert account.total == 8
+
+
 def test_the_state_of_a_run_without_an_outcome(two, tmp_path):
     run = altered(two[0], tmp_path)
     record = json.loads((run / "run.json").read_text())
@@ -231,3 +238,31 @@ def test_axes_and_numbers():
     assert [number(v) for v in (0, 0.25, 1234, 25_000, 3e6, 3.2e-5)] == ["0", "0.25", "1,234", "25k", "3M", "3.2e-5"]
     flat = Chart("lr", "", [Series("a", np.array([0.0]), np.array([2.0]))])  # a single point has a place too
     assert all(np.isfinite(v) for scale in flat.scales for place in scale.places(flat.series[0]) for v in place)
+
+
+def test_what_was_measured_stands_beside_untrained_trivial_and_chance(two, tmp_path):
+    def result(value, **more):
+        return {"name": "<i>probe</i>", "value": value, "low": value - 0.1, "high": value + 0.1, "n": 1200} | more
+
+    answer = {
+        "step": 8, "data": ["held"], "sets": [], "seed": 3, "date": "2026-01-01",
+        "protocol": {"interval": "by bootstrap"},
+        "trained": {"tasks": {"mlm": {"loss": 1.5}}, "rows": 40, "results": [result(0.75, chance=0.25)]},
+        "untrained": {"tasks": {"mlm": {"loss": 4.5}}, "rows": 40, "results": [result(0.5)]},
+        "trivial": {"results": [result(0.375)]}, "gain": {"<i>probe</i>": {"value": 0.25, "low": 0.2, "high": 0.3}},
+        "known": {"probe": "others: 0.8"}, "not measured": {"this": "no tower"},
+    }  # fmt: skip
+    run = altered(two[0], tmp_path)
+    (run / "evaluation.json").write_text(json.dumps([answer | {"step": 4}, answer]))
+    out = report([run])
+    said = text_of(out)
+    row = "<i>probe</i> 1,200 0.750 0.650 to 0.850 0.500 0.400 to 0.600 0.250 0.200 to 0.300 0.375 0.275 to 0.475 0.250"
+    assert row in said and "<i>probe" not in out.read_text()
+    assert "mlm, loss 40 1.500 4.500" in said and said.index("step 8, on held") < said.index("step 4, on held")
+    assert "by bootstrap. Seed 3" in said and "Known of probe: others: 0.8" in said
+    assert "Not measured: this (no tower)" in said
+    old = {"step": 8, "trained": {"tasks": {}, "results": [result(0.75, chance=None)]}}
+    (run / "evaluation.json").write_text(json.dumps([old]))
+    assert "measure rows trained <i>probe</i>" in text_of(report([run]))  # no empty columns
+    (run / "evaluation.json").write_text("[1]")
+    assert "it is not what mmpre eval writes" in text_of(report([run]))

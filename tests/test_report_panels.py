@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_runs
+import sounds
 import torch
 from parity_text import WORDS
 from PIL import Image
@@ -17,16 +18,20 @@ from test_report import text_of
 
 from mmpre.attention import Full
 from mmpre.attention_backends import attend, attention_probabilities, watched
+from mmpre.cli import main
 from mmpre.data.sample import Sample
 from mmpre.data.shard_writer import shard_writer
 from mmpre.draw import Draw
 from mmpre.heads.guess import Choice
 from mmpre.heads.pixels import Pixels
 from mmpre.heads.vocabulary import Vocabulary
+from mmpre.modalities.code_graph import CodeReader
+from mmpre.modalities.dna import DnaReader
 from mmpre.modalities.image_patches import ImagePatches, ImageReader
+from mmpre.modalities.speech import FbankReader, Speech
 from mmpre.modalities.text import TextReader
-from mmpre.report import attention, predictions, states, transport
-from mmpre.report.drawing import boxes, heat, pieces
+from mmpre.report import attention, predictions, retrieval, states, transport
+from mmpre.report.drawing import boxes, draw, heat, pieces
 from mmpre.report.opened import open_run
 from mmpre.report.page import report
 from mmpre.tokens import Layout, Tokens
@@ -90,6 +95,33 @@ def test_pixels_that_are_predicted_rightly_are_the_picture_again(normalise):
     f_NE[index_M] = 0
     f_NE[index_M] = head.guess(torch.zeros(2, 4), tokens, index_M).value_ME
     assert torch.equal(image.restored(tokens, f_NE)["patch"][1:], tokens["patch"][1:])
+
+
+def test_frames_have_their_features_again():
+    reader = FbankReader()
+    tokens = reader.tokenize(sounds.sample(sounds.sound(0.5)), DRAW)
+    speech = Speech(reader, width=8)
+    torch.nn.init.normal_(speech.norm.weight, 1.0, 0.1)
+    torch.nn.init.normal_(speech.norm.bias)
+    again = speech.restored(tokens, speech.features(tokens))
+    torch.testing.assert_close(again["frame"], tokens["frame"], atol=1e-4, rtol=0)
+
+
+def test_tokens_of_dna_and_code_say_what_they_stand_for():
+    reader = DnaReader(length=6)
+    tokens = reader.tokenize(Sample("a", "s", "d", {"fa": b">r\nACGTNA\n"}), DRAW)
+    assert reader.texts(tokens) == ["[CLS]", *"ACGTNA", "[SEP]"]
+    ids_N = tokens["ids"].clone()
+    ids_N[1] = reader.cutter.mask  # a head may predict it
+    assert reader.texts(tokens.with_values(ids=ids_N))[1] == "[MASK]"
+    reader = CodeReader("bytes")
+    program = Sample("a", "s", "d", {"py": b"a = 1\nb = a\n"})
+    tokens = reader.tokenize(program, DRAW)
+    texts = reader.texts(tokens)
+    assert "".join(texts).removeprefix("[CLS]").partition("[SEP]")[0].split() == "a = 1 b = a".split()
+    assert [text == "" for text in texts] == tokens["node"].tolist()
+    drawn = draw(reader, "code", tokens, torch.zeros(len(tokens), dtype=torch.bool), program)
+    assert drawn.picture and not drawn.pieces  # arcs say what letters cannot
 
 
 def test_watched_attention_is_what_attend_computes_with():
@@ -168,24 +200,38 @@ def test_shares_of_words_are_those_of_the_plan(pair_run):
 
 def test_retrieval_orders_by_the_evaluation_s_scores(pair_run):
     opened = open_run(pair_run)
-    retrieved = next(iter(states.panels(opened)))
-    samples = [sample for _, sample in opened.samples(states.POOL)]
+    (retrieved,) = retrieval.panels(opened)
+    samples = [sample for _, sample in opened.samples(retrieval.POOL)]
     score_PP = opened.recipe.evaluations[0].scores(samples, opened.processes).numpy()
-    for q, one in enumerate(retrieved.found):
+    for q, one in zip((0, 8, 15, 23), retrieved.found, strict=True):
+        assert [piece.text for piece in one.query[0].pieces[1:-1]] == samples[q].text().split()
         assert [score for _, score, _ in one.results] == pytest.approx(sorted(score_PP[q], reverse=True)[:4])
         place = int((score_PP[q] > score_PP[q, q]).sum())
         assert [right for *_, right in one.results] == [i == place for i in range(4)]
 
 
+def test_towers_retrieve_by_the_vectors_that_they_are_trained_on(shards, tmp_path):
+    run = small_runs.train(TESTS / "towers.py", tmp_path / "run", **shards[1])
+    opened = open_run(run)
+    (retrieved,) = retrieval.panels(opened)
+    assert retrieved.title == "retrieval, text to image" and "4 best of 24" in retrieved.about
+    for one in retrieved.found:
+        assert one.query[0].pieces and all(drawn[0].picture for drawn, *_ in one.results)
+        cosines = [cosine for _, cosine, _ in one.results]
+        assert cosines == sorted(cosines, reverse=True) and max(map(abs, cosines)) <= 1.001
+    said = text_of(report([run]))
+    assert "Left out" not in said and "retrieval, text to image" in said
+
+
 def test_the_map_and_the_neighbours_are_of_mean_states(pair_run):
     opened = open_run(pair_run)
-    _, made, nearest = states.panels(opened)
+    made, nearest = states.panels(opened)
     assert len(made.maps) == 1 and len(made.maps[0].dots) == len(opened.units) == 24
     assert made.maps[0].names == [] and {dot.colour for dot in made.maps[0].dots} == {0}
     for one in nearest.found:
         cosines = [cosine for _, cosine, _ in one.results]
         assert cosines == sorted(cosines, reverse=True) and max(cosines) < 1 and not any(r for *_, r in one.results)
-    network = opened.recipe.network
+    network = opened.network
     rows = [one.row for one in opened.rows(View(), network.readers, 5)]
     together = states.states(opened, network, rows)
     alone = np.concatenate([states.states(opened, network, [row]) for row in rows])
@@ -268,6 +314,8 @@ def test_a_page_does_without_weights_and_without_data(shards, pair_run, tmp_path
     shutil.rmtree(moved)
     said = text_of(report([other]))
     assert "Left out of this page what the network of" in said and str(moved) in said
+    assert main(["report", str(other), "--data", *shards[1]["valid"]]) is None
+    assert "Left out" not in text_of(other / "report.html")
 
 
 def test_code_of_others_that_fails_costs_its_part_alone(pair_run, monkeypatch):

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,13 @@ MARKED = 30  # skipped steps that are marked in charts
 
 @dataclass(frozen=True)
 class Account:
-    """One run. `label` names it among several, and is empty for a single one."""
+    """One run. `label` names it among several, and is empty for a single one; `stages` are their steps, if known."""
 
     path: Path
     record: Mapping[str, Any]
     lines: Sequence[Mapping[str, Any]]
     label: str = ""
+    stages: Sequence[int] = ()
     found: LoadedRecipe | None = field(default=None, compare=False)
 
     @cached_property
@@ -83,7 +84,7 @@ class Account:
 
     @property
     def total(self) -> int | None:
-        steps = self.record["numbers"].get("steps")
+        steps = sum(self.stages) or self.record["numbers"].get("steps")
         return steps if isinstance(steps, int) else None
 
     @cached_property
@@ -163,10 +164,13 @@ class Account:
 
     @cached_property
     def marks(self) -> list[Mark]:
-        made = [Mark(one["step"], "restart", f"taken up again at step {one['step']:,}") for one in self.restarts] + [
-            Mark(line["step"], "skip", f"step {line['step']:,} was skipped") for line in self.skipped[:MARKED]
+        """What happened at a step: stages that began, restarts, the first skipped steps."""
+        begun = list(accumulate(self.stages))[:-1]
+        return [
+            *(Mark(step, "stage", f"stage {i} begins at step {step:,}") for i, step in enumerate(begun, 2)),
+            *(Mark(one["step"], "restart", f"taken up again at step {one['step']:,}") for one in self.restarts),
+            *(Mark(line["step"], "skip", f"step {line['step']:,} was skipped") for line in self.skipped[:MARKED]),
         ]
-        return made
 
     @property
     def restarts(self) -> list[Mapping[str, Any]]:
@@ -203,7 +207,7 @@ def read(path: Path, label: str = "") -> Account:
     record = read_record(path)
     metrics = path / "metrics.jsonl"
     lines = read_metrics(metrics) if metrics.exists() else []
-    return Account(path, record, lines, label, _recipe(path, record))
+    return Account(path, record, lines, label, found=_recipe(path, record))
 
 
 def again(record: Mapping[str, Any], found: LoadedRecipe | None) -> str:

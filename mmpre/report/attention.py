@@ -56,6 +56,10 @@ class Attention:
     template: str = "attention.html"
 
     @property
+    def broad(self) -> bool:
+        return any(one.drawn.broad for _, roles in self.over for one in roles)
+
+    @property
     def wordy(self) -> bool:
         """Whether there is more text than fits beside pictures."""
         return any(len(one.words) > 30 for _, roles in self.over for one in roles)
@@ -63,8 +67,8 @@ class Attention:
 
 def panels(opened: Opened) -> Iterator[Attention]:
     """One panel, of the recipe's network where it is one that reads whole rows."""
-    network = opened.recipe.network
-    if not isinstance(network, Network):
+    network = opened.network
+    if network is None:
         return
     rows = opened.rows(View(), network.readers, TRIED)
     shown = next((one for one in rows if one.row.length <= MOST_TOKENS), None)

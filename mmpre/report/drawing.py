@@ -20,6 +20,7 @@ from mmpre.tokens import Tokens
 
 QUALITY = 88  # of pictures, in WebP
 HEAT = (43, 108, 176)  # of weights, over light and dark grounds
+BROAD_PX = 500  # from which on a picture wants the whole line
 LONGEST = 60  # letters of a token that are shown
 
 
@@ -42,10 +43,14 @@ class Drawn:
     picture: str = ""
     size: tuple[int, int] = (0, 0)
 
+    @property
+    def broad(self) -> bool:
+        return self.size[0] > BROAD_PX
+
 
 def draw(reader: Reader, role: str, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None) -> Drawn:
-    """A row of one role, hidden tokens marked."""
-    if isinstance(reader, Says):
+    """A row of one role, hidden tokens marked: as text where every token has letters, otherwise as a picture."""
+    if isinstance(reader, Says) and all(reader.texts(tokens)):
         return Drawn(role, pieces(reader, tokens, hidden_N))
     picture = show_row(reader, tokens, hidden_N, sample)
     return Drawn(role, picture=data_url(picture), size=picture.size)

@@ -15,6 +15,7 @@ from mmpre.data.shards import CorruptSample
 from mmpre.data.units import Units
 from mmpre.draw import Draw
 from mmpre.modality import Reader
+from mmpre.network import Network
 from mmpre.processes import Processes
 from mmpre.recipe import Recipe, Stage
 from mmpre.record_check import RunError
@@ -51,6 +52,11 @@ class Opened:
     @property
     def stage(self) -> Stage:
         return self.recipe.stages[-1]
+
+    @cached_property
+    def network(self) -> Network | None:
+        """What the recipe calls its network, or the first one within it that reads whole rows; None where none does."""
+        return next((part for part in self.recipe.network.modules() if isinstance(part, Network)), None)
 
     @cached_property
     def card(self) -> Mapping[str, Any]:
@@ -91,13 +97,17 @@ class Opened:
         return lambda role, k: self.units.sample((unit + k + 1) % len(self.units))
 
 
-def open_run(path: Path) -> Opened:
-    """A run's newest weights and its held-out shards, or those it trains on. Raises RunError where there are none."""
+def open_run(path: Path, data: Sequence[str] = (), sidecar: str | None = None) -> Opened:
+    """A run's newest weights, and some shards: its held-out ones, or else those it trains on.
+
+    Raises RunError where there are no shards.
+    """
     opened, processes = load(path), Processes.start()
     recipe = opened.recipe
     recipe.module().to(processes.device).eval()
     stage = recipe.stages[-1]
-    urls, sidecar = tuple(stage.valid), stage.valid_sidecar
+    held_out = bool(data or stage.valid)
+    urls, sidecar = (tuple(data), sidecar) if data else (tuple(stage.valid), stage.valid_sidecar)
     if not urls:
         found = sources(stage.data, stage.sidecar)
         first = next(iter(found.values()), None)
@@ -105,7 +115,7 @@ def open_run(path: Path) -> Opened:
             raise RunError(f"{path} names no shards, so nothing can be shown to its network")
         urls, sidecar = tuple(first.data), first.sidecar
     units = open_units(stage, urls, sidecar)
-    return Opened(recipe, units, urls, bool(stage.valid), opened.checkpoint.step, processes)
+    return Opened(recipe, units, urls, held_out, opened.checkpoint.step, processes)
 
 
 def modality_of(module: nn.Module, role: str) -> nn.Module | None:

@@ -5,6 +5,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.resources import files
@@ -18,13 +19,17 @@ from mmpre.report.account import Account, about, read
 from mmpre.report.chart import number
 from mmpre.report.curves import groups
 from mmpre.report.differences import differences
-from mmpre.report.panels import panels
+from mmpre.report.evaluations import tables
+from mmpre.report.panels import panels, try_to_open
 
 
-def report(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
+def report(
+    runs: Sequence[str | Path], out: str | Path | None = None, *, data: Sequence[str] = (), sidecar: str | None = None
+) -> Path:
     """Write the report of some runs, by default into the first one's folder (report.html); returns where it is.
 
-    Raises RunError where a folder is no run. The file gets its name when it is whole.
+    Their networks are shown rows of their held-out shards, or of `data`. The file gets its name when it is whole.
+    Raises RunError where a folder is no run.
     """
     if not runs:
         raise RunError("report: name a run's folder, or several")
@@ -32,7 +37,7 @@ def report(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
     out = Path(out) if out else accounts[0].path / "report.html"
     if out.is_dir():
         raise RunError(f"report: {out} is a folder; name a file by --out, such as {out / 'report.html'}")
-    write(out, render(accounts))
+    write(out, render(accounts, data, sidecar))
     return out
 
 
@@ -47,7 +52,7 @@ def write(out: Path, text: str) -> None:
         aside.unlink(missing_ok=True)
 
 
-def render(accounts: Sequence[Account]) -> str:
+def render(accounts: Sequence[Account], data: Sequence[str] = (), sidecar: str | None = None) -> str:
     """The page's text. All that comes from runs and data is escaped; style and script are ours."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mmpre.report", "html"), autoescape=True, undefined=jinja2.StrictUndefined,
@@ -55,15 +60,21 @@ def render(accounts: Sequence[Account]) -> str:
     )  # fmt: skip
     script = _own("script.js")
     names = [account.label or account.path.name for account in accounts]
-    shown, left_out = [], []
-    for account in accounts:
-        about_rows, found, without = panels(account)
+    shown, measured, left_out = [], [], []
+    accounts = list(accounts)
+    for i, account in enumerate(accounts):
+        opened, without = try_to_open(account.path, data, sidecar)
+        if opened is not None:
+            accounts[i] = replace(account, stages=tuple(stage.steps for stage in opened.recipe.stages))
+        about_rows, found, more = panels(opened, account.path) if opened is not None else ("", [], [])
         shown += [(account.label, about_rows, found)] if found else []
-        left_out += without
+        kept, broken = tables(account.path)
+        measured += [(account.label, kept)] if kept else []
+        left_out += without + more + broken
     return environment.get_template("page.html").render(
         title=" · ".join(names), runs=accounts, about=[about(account.found) for account in accounts],
         differences=differences(accounts) if len(accounts) > 1 else [], groups=groups(accounts),
-        tables=[], shown=shown, left_out=left_out,
+        tables=measured, shown=shown, left_out=left_out,
         style=Markup(_own("style.css")), script=Markup(script), number=number, duration=_duration,
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         version=version("mmpre"), made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -1,7 +1,7 @@
 """What objectives take hidden tokens for: words and classes with probabilities, pictures with what was filled in."""
 # M picked tokens, N tokens of one row, K best values
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -48,6 +48,11 @@ class Predictions:
     examples: Sequence[Example] = field(default_factory=list)
     template: str = "predictions.html"
 
+    @property
+    def broad(self) -> bool:
+        """Whether rows are drawn so wide that two do not stand beside each other."""
+        return any(drawn.broad for example in self.examples for drawn in example.roles)
+
 
 def panels(opened: Opened) -> Iterator[Predictions]:
     """A panel for each task whose objective can be asked for guesses, and for what other tasks hide beside that."""
@@ -76,8 +81,8 @@ def example(opened: Opened, task: Task, view: View, shown: Shown, *, guessed: bo
     roles, taken, filled = [], [], []
     for role, tokens in row.clean.items():
         hidden_N = torch.zeros(len(tokens), dtype=torch.bool)
-        for pick in row.picked.values():
-            if pick.role == role:
+        for name, pick in row.picked.items():
+            if pick.role == role and _hides(view, name):
                 hidden_N[pick.clean_M] = True
         reader = view.readers.get(role, readers[role])
         about = [(pick, guess) for pick, guess in guesses if row.picked[pick].role == role]
@@ -86,16 +91,25 @@ def example(opened: Opened, task: Task, view: View, shown: Shown, *, guessed: bo
         if values and isinstance(modality, Restores):
             nothing_N = torch.zeros_like(hidden_N)
             filled.append(("the row", draw(reader, role, tokens, nothing_N, shown.sample)))
-            filled.append(("what is seen", draw(reader, role, tokens, hidden_N, shown.sample)))
+            if hidden_N.any():
+                filled.append(("what is seen", draw(reader, role, tokens, hidden_N, shown.sample)))
             for pick, guess in values:
                 made = _restored(modality, tokens, row.picked[pick].clean_M, guess)
-                filled.append(("filled in", draw(reader, role, made, nothing_N, shown.sample)))
+                filled.append(
+                    ("filled in" if hidden_N.any() else "restored", draw(reader, role, made, nothing_N, shown.sample))
+                )
         else:
             roles.append(draw(reader, role, tokens, hidden_N, shown.sample))
         for pick, guess in about:
             if isinstance(guess, Choice):
                 taken += _taken(opened, reader, tokens, row.picked[pick].clean_M, guess)
     return Example(row.key, roles, taken[:CHOICES], max(0, len(taken) - CHOICES), filled)
+
+
+def _hides(view: View, pick: str) -> bool:
+    """Whether a view hides what a pick takes (some are predicted while they are seen)."""
+    name = pick.partition(".")[0]  # what a corruption adds to a pick is called PICK.NAME
+    return (view.corruption.get(name) if isinstance(view.corruption, Mapping) else view.corruption) is not None
 
 
 def _restored(modality: Restores, tokens: Tokens, index_M: Int[Tensor, "M"], guess: Guess) -> Tokens:

@@ -1,4 +1,4 @@
-"""Which rows lie near each other: a map of their mean states and neighbours; retrieval where a recipe scores pairs."""
+"""Which rows lie near each other: a map of their mean states, and the neighbours of some."""
 # R rows, D model width
 
 from collections import Counter
@@ -13,18 +13,14 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from mmpre.data.sample import BadMember, Sample
-from mmpre.draw import Draw
-from mmpre.modality import Reader
 from mmpre.network import Network
-from mmpre.report.drawing import Drawn, draw
 from mmpre.report.opened import Opened, Shown
+from mmpre.report.retrieval import BEST, QUERIES, Found, Retrieved, drawings
 from mmpre.tokens import Row
 from mmpre.view import View
 
 ROWS, CHUNK = 300, 16  # on the map, and encoded at a time
 NAMED = 7  # labels with a colour of their own; the others share one
-QUERIES, BEST = 4, 4
-POOL = 32  # samples among which a pair scorer retrieves
 SPREAD = 40  # rows from which on t-SNE is drawn; few rows are drawn by their principal components
 SIDE = 340  # of the map
 
@@ -55,29 +51,10 @@ class Maps:
     template: str = "map.html"
 
 
-@dataclass(frozen=True)
-class Found:
-    """What was asked for, and what came, best first: each a row, a number, and whether it is the right one."""
-
-    query: Sequence[Drawn]
-    results: Sequence[tuple[Sequence[Drawn], float, bool]]
-
-
-@dataclass(frozen=True)
-class Nearest:
-    title: str
-    about: str
-    found: Sequence[Found]
-    template: str = "nearest.html"
-
-
-def panels(opened: Opened) -> Iterator[Maps | Nearest]:
-    """Retrieval by the recipe's evaluations that score pairs; then the map of rows and their neighbours."""
-    for one in opened.recipe.evaluations:
-        if callable(getattr(one, "scores", None)) and {"query", "item", "readers"} <= set(dir(one)):
-            yield _retrieved(opened, one)
-    network = opened.recipe.network
-    if isinstance(network, Network):
+def panels(opened: Opened) -> Iterator[Maps | Retrieved]:
+    """Rows of the network on a map, and the neighbours of some."""
+    network = opened.network
+    if network is not None:
         shown = list(opened.rows(View(), network.readers, ROWS))
         if len(shown) > QUERIES:
             state_RD = states(opened, network, [one.row for one in shown])
@@ -154,7 +131,7 @@ def _label(sample: Sample, target: str) -> str:
     return text
 
 
-def _nearest(network: Network, shown: Sequence[Shown], state_RD: Float[np.ndarray, "R D"]) -> Nearest:
+def _nearest(network: Network, shown: Sequence[Shown], state_RD: Float[np.ndarray, "R D"]) -> Retrieved:
     centred_RD = state_RD - state_RD.mean(0)
     unit_RD = centred_RD / np.maximum(np.linalg.norm(centred_RD, axis=1, keepdims=True), 1e-9)
     found = []
@@ -162,34 +139,7 @@ def _nearest(network: Network, shown: Sequence[Shown], state_RD: Float[np.ndarra
         cosine_R = unit_RD @ unit_RD[query]
         cosine_R[query] = -np.inf
         best = np.argsort(-cosine_R)[:BEST].tolist()
-        results = [(_drawn(network.readers, shown[i]), float(cosine_R[i]), False) for i in best]
-        found.append(Found(_drawn(network.readers, shown[query]), results))
+        results = [(drawings(network.readers, shown[i]), float(cosine_R[i]), False) for i in best]
+        found.append(Found(drawings(network.readers, shown[query]), results))
     about = f"of {len(shown)} rows, by the cosine of their mean states less the mean of all"
-    return Nearest("nearest rows", about, found)
-
-
-def _retrieved(opened: Opened, evaluation: Any) -> Nearest:
-    samples = [sample for _, sample in opened.samples(POOL)]
-    score_RR = evaluation.scores(samples, opened.processes).numpy()
-    query, item, readers = evaluation.query, evaluation.item, evaluation.readers
-    rows = [_clean(readers, sample) for sample in samples]
-    found = []
-    for q in range(min(QUERIES, len(samples))):
-        best = np.argsort(-score_RR[q])[:BEST].tolist()
-        results = [(_drawn(readers, rows[i], item), float(score_RR[q, i]), i == q) for i in best]
-        found.append(Found(_drawn(readers, rows[q], query), results))
-    return Nearest(f"retrieval, {query} to {item}", f"the {BEST} best of {len(samples)}; marked: the right one", found)
-
-
-def _clean(readers: Mapping[str, Reader], sample: Sample) -> Shown:
-    made = Draw.row(0, 0, 0, epoch=0, unit=0)
-    return Shown(sample, View().row(sample, readers, made, lambda role, k: sample), made)
-
-
-def _drawn(readers: Mapping[str, Reader], shown: Shown, role: str | None = None) -> list[Drawn]:
-    """The roles of a row, or one of them, nothing hidden."""
-    return [
-        draw(readers[name], name, tokens, torch.zeros(len(tokens), dtype=torch.bool), shown.sample)
-        for name, tokens in shown.row.clean.items()
-        if role in (None, name)
-    ]
+    return Retrieved("nearest rows", about, found)
