@@ -225,8 +225,10 @@ def test_flex_takes_cuda_tensors_and_is_compiled_there(kind, bias, force, monkey
 @pytest.mark.parametrize(
     "kind, bias", [("graph", None), ("window", "alibi"), ("per row", "t5"), ("together", "relative key")]
 )
-def test_compiled_flex_equals_the_reference(kind, bias, force, monkeypatch):
+def test_compiled_flex_equals_the_reference(kind, bias, force, monkeypatch, request):
     """On a CPU it compiles the forward pass alone."""
+    if request.config.getoption("jaxtyping_packages", None):
+        pytest.skip("torch.compile cannot rewrite functions whose shapes are checked (torch 2.10: it breaks inside)")
     monkeypatch.setattr(attention_backends, "flex_attention", torch.compile(flex_attention))
     batch = some_batch(ATTENDS[kind][0], [(3, 2), (5, 0), (0, 5), (40, 30), (60, 10)])
     g = torch.Generator().manual_seed(0)
