@@ -8,8 +8,10 @@ drifts treats them alike; what counts is the ratio within a round of turns, and 
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -93,7 +95,8 @@ class Comparison:
     def summary(self) -> dict[str, Any]:
         """Medians and spreads of each contender, and every turn."""
         return {
-            "title": self.title, "unit": self.unit, "ours": self.ours, "about": dict(self.about),
+            "title": self.title, "unit": self.unit, "per_second": self.per_second, "ours": self.ours,
+            "about": dict(self.about),
             "contenders": {name: self._contender(name) for name in self.turns},
         }  # fmt: skip
 
@@ -119,17 +122,24 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def run(which: Iterable[str], settings: Settings, *, as_json: bool = False, out: Path | None = None) -> None:
     """Run benchmarks by name and print a table of each comparison as it is done, or one JSON object at the end.
 
-    `out` is a file that the JSON is written to as well, after each comparison. Raises BenchmarkError at the end where
-    a benchmark could not be run; the others are run all the same.
+    `out` is a file that everything is written to as well, after each comparison: as JSON or, where its name ends in
+    .md, as tables to be read. Raises BenchmarkError at the end where a benchmark could not be run; the others are run
+    all the same.
     """
+    if out is not None and out.suffix not in (".json", ".md"):
+        raise BenchmarkError(f"bench: out must be a file that ends in .json or .md, got {out}")
     modules = {name: find_benchmark(name) for name in which}
-    result: dict[str, Any] = {"machine": machine(settings.threads), "repeats": settings.repeats, "benchmarks": {}}
+    result: dict[str, Any] = {
+        "machine": machine(settings.threads), "command": command(), "repeats": settings.repeats, "seconds": {},
+        "benchmarks": {},
+    }  # fmt: skip
     failed = []
     for name, module in modules.items():
-        done = result["benchmarks"][name] = []
+        done, begun = result["benchmarks"].setdefault(name, []), time.monotonic()
         try:
             for comparison in module.run(settings):
                 done.append(comparison.summary())
+                result["seconds"][name] = round(time.monotonic() - begun)
                 if not as_json:
                     show(name, comparison)
                 if out is not None:
@@ -152,23 +162,53 @@ def show(name: str, comparison: Comparison) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    told, ours = comparison.summary(), comparison.ours
     console = Console(width=None if sys.stdout.isatty() else 120)
-    more = list(dict.fromkeys(key for turns in comparison.turns.values() for key in turns[0].more))
-    speed = f"{comparison.unit}/s" if comparison.per_second else f"seconds/{comparison.unit}"
     table = Table(title=f"{name}: {comparison.title}", title_justify="left")
-    for heading in ("contender", speed, f"{ours} is faster by", "peak MB", *more):
+    headings, *rows = cells(comparison.summary())
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "contender" else "right")
-    for contender, one in told["contenders"].items():
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def cells(told: Mapping[str, Any]) -> list[list[str]]:
+    """The table of one comparison's summary: its headings, then a row for each contender."""
+    ours, contenders, per_second = told["ours"], told["contenders"], told["per_second"]
+    more = list(dict.fromkeys(key for one in contenders.values() for key in one["more"]))
+    speed = f"{told['unit']}/s" if per_second else f"seconds/{told['unit']}"
+    rows = [["contender", speed, f"{ours} is faster by", "peak MB", *more]]
+    for contender, one in contenders.items():
         rate, ratio = one["per_second"]["median"], one["ours_is_faster_by"]
-        table.add_row(
+        rows.append([
             contender,
-            f"{rate:,.0f}" if comparison.per_second else f"{1 / rate:.3f}",
+            f"{rate:,.0f}" if per_second else f"{1 / rate:.3f}",
             "" if contender == ours else f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
             f"{one['peak_mb']['median']:,.0f}",
             *(f"{one['more'][key]['median']:.1f}" if key in one["more"] else "" for key in more),
-        )
-    console.print(table)
+        ])  # fmt: skip
+    return rows
+
+
+def as_markdown(result: Mapping[str, Any]) -> str:
+    """What a run of benchmarks found, as a page: what was run, where and when, and a table for each comparison."""
+    ran = [f"{key} {value}" for key, value in result["machine"].items()]
+    lines = [
+        "# Speed, as `mmpre bench` measured it", "", f"    {result['command']}", "",
+        f"Contenders took turns, {result['repeats']} each; rates and memory are medians, ratios have their lowest and "
+        "highest", "value beside them. Above 1 means that mmpre is faster.", "", f"{', '.join(ran)}", "",
+    ]  # fmt: skip
+    for name, comparisons in result["benchmarks"].items():
+        for told in comparisons:
+            headings, *rows = cells(told)
+            lines += [f"## {name}: {told['title']}", "", f"| {' | '.join(headings)} |",
+                      f"|{' --- |' * len(headings)}", *(f"| {' | '.join(row)} |" for row in rows), ""]  # fmt: skip
+    return "\n".join(lines)
+
+
+def command() -> str:
+    """What was typed, for the one who wants to do it again."""
+    return shlex.join(["mmpre", *sys.argv[1:]])
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -205,5 +245,5 @@ def _commit() -> str:
 def _write(out: Path, result: Mapping[str, Any]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.part")
-    aside.write_text(json.dumps(result, indent=2) + "\n")
+    aside.write_text(as_markdown(result) if out.suffix == ".md" else json.dumps(result, indent=2) + "\n")
     os.replace(aside, out)

@@ -239,7 +239,7 @@ def bench(rest: list[str]) -> None:
         Args:
             which: Benchmarks to run; by default all of them (`mmpre list` names them).
             json: Print JSON for programs, at the end.
-            out: File to write the JSON to as well, after each comparison.
+            out: File to write all of it to as well, after each comparison: FILE.json, or FILE.md with tables.
             repeats: Turns of each contender.
             threads: Of each contender's arithmetic; by default one for each core.
             steps: Timed steps in a turn, in place of each benchmark's own number.

@@ -168,7 +168,7 @@ def steps(
         good = not cause
         lr = set_learning_rate(optimizer, stage.optimizer.schedule, stage.origin.schedule + step)
         if good:
-            if stage.clip is not None:
+            if stage.clip is not None and norm.item() > stage.clip:
                 torch.nn.utils.clip_grads_with_norm_(parameters, stage.clip, norm)
             optimizer.step()
             if hasattr(task.objective, "after_step"):

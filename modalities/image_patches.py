@@ -8,12 +8,13 @@ normalisation as in the authors' code of MAE, He et al. 2021, arXiv:2111.06377.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2 as transforms
@@ -66,10 +67,9 @@ class ImageReader:
         if picture.size != size_px or picture.mode != "RGB":
             picture = picture.convert("RGB").resize(size_px, Image.Resampling.BICUBIC)
         patch_nE = patches(torch.from_numpy(np.array(picture)), self.patch_px)
-        position_n2 = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).int()
         special_N = torch.full((len(patch_nE) + 1,), -1)
         special_N[0] = CLS
-        return Tokens.of_row(special_N, patch=F.pad(patch_nE, (0, 0, 1, 0)), position=F.pad(position_n2, (0, 0, 1, 0)))
+        return Tokens.of_row(special_N, patch=F.pad(patch_nE, (0, 0, 1, 0)), position=_places(rows, columns))
 
     def still(self) -> "ImageReader":
         """The same without chance: a transform gives way to its `still`, where it has one (`random_crops`)."""
@@ -89,6 +89,12 @@ class ImageReader:
 def plain_reader(sample: Sample) -> ImageReader:
     """A reader of ordinary settings, for `mmpre data inspect`."""
     return ImageReader(16, middle(224))
+
+
+@lru_cache(maxsize=256)
+def _places(rows: int, columns: int) -> Int[Tensor, "N 2"]:
+    """Row and column of [CLS] (0) and of each place of a grid."""
+    return F.pad(torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).int(), (0, 0, 1, 0))
 
 
 def grid(width_px: int, height_px: int, patch_px: int, max_patches: int) -> tuple[int, int]:

@@ -145,8 +145,11 @@ class TextReader:
             return self._cut_text(sample)
         name = (sample.digest, sample.key)
         if name not in self._cut:
-            self._cut[name] = self._cut_text(sample)
-            self._kept_pieces += len(self._cut[name][0])
+            pieces = self._cut_text(sample)
+            if len(pieces[0]) + 2 <= self.max_length:
+                return pieces  # a single window: no other one comes
+            self._cut[name] = pieces
+            self._kept_pieces += len(pieces[0])
             while self._kept_pieces > CACHED_PIECES and len(self._cut) > 1:
                 self._kept_pieces -= len(self._cut.popitem(last=False)[1][0])
         self._cut.move_to_end(name)

@@ -1,6 +1,7 @@
 """Benchmarks: contenders do the same work, ratios are what they say, and what is missing is told."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -140,6 +141,18 @@ def test_one_benchmark_that_cannot_run_does_not_stop_the_others(two_benchmarks, 
     assert printed["benchmarks"]["bad"] == []
     assert printed["benchmarks"]["good"][0]["contenders"]["b"]["ours_is_faster_by"]["median"] == 2
     assert {"cpu", "cores", "threads", "load", "torch", "commit", "date"} <= printed["machine"].keys()
+
+
+def test_a_page_says_what_was_run_where_and_when_and_shows_each_table(two_benchmarks, monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", ["/bin/mmpre", "bench", "good", "--cases", "12 x 768"])
+    run(["good"], Settings(threads=1), out=tmp_path / "speed.md")
+    page = (tmp_path / "speed.md").read_text()
+    where = mmpre.benchmark.machine(1)
+    assert "mmpre bench good --cases '12 x 768'" in page
+    assert all(f"{key} {where[key]}" in page for key in ("cpu", "threads", "torch", "commit", "date"))
+    assert "| b | 1 | 2.00 (2.00 to 2.00) | 1 |" in page
+    with pytest.raises(BenchmarkError, match=r"out must be a file that ends in .json or .md, got speed.txt"):
+        run(["good"], Settings(), out=Path("speed.txt"))
 
 
 def test_a_table_shows_rates_or_seconds_and_the_ratio(two_benchmarks, capsys):

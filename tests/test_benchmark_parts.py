@@ -95,8 +95,13 @@ def test_two_processes_together_see_the_tokens_of_one(texts):
     assert processes.two(**numbers).amount == processes.one(**numbers).amount > 0
 
 
-def test_runs_over_many_and_few_samples_begin_anywhere(tmp_path):
+def test_runs_over_many_and_few_samples_begin_anywhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(scale, "FILES", 2)
+    monkeypatch.setattr(scale, "SHARD", 50)
     scale.write(tmp_path / "many", 200, 1)
+    assert len({path.stat().st_ino for path in (tmp_path / "many").glob("*.tar")}) == 2
+    assert len(scale.open_shards(tmp_path / "many")) == 200
+    monkeypatch.undo()
     scale.write(tmp_path / "few", 70, 1)
     numbers = dict(many=str(tmp_path / "many"), few=str(tmp_path / "few"), position=180, steps=2, batch=8, warmup=1)
     many, few, far, begin = (contender(**numbers) for contender in scale.CONTENDERS.values())
@@ -108,6 +113,7 @@ def test_runs_over_many_and_few_samples_begin_anywhere(tmp_path):
 def test_a_start_ends_with_the_first_step_that_is_written_down(texts):
     turn = start.train(texts["data"])
     assert turn.seconds > 0 and turn.peak_bytes > 100e6
+    assert 1e6 < start.CONTENDERS["python"](texts["data"]).peak_bytes < 60e6  # not this process's
     with pytest.raises(RuntimeError, match="no/shards"):
         start.train("no/shards")
 

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmpre.heads.cross_entropy import cross_entropy
 from mmpre.heads.matching import Matching
 from mmpre.heads.region import ClassScores, RegionClass, RegionClassKL, RegionFeature
 from mmpre.heads.vocabulary import Vocabulary
@@ -91,3 +92,19 @@ def test_matching_is_berts_pooler_and_two_scores(states):
     expected = head.classify(torch.tanh(states @ head.pool.weight.T + head.pool.bias))
     torch.testing.assert_close(head(states), expected)
     assert expected.shape == (3, 2)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [0, 3, 41])
+def test_cross_entropy_by_rows_is_torchs_in_loss_and_gradient(kind, rows):
+    g = torch.Generator().manual_seed(3)
+    score_MV = (4 * torch.randn(rows, 50, generator=g)).to(kind)
+    id_M, weight_M = torch.randint(50, (rows,), generator=g), torch.rand(rows, generator=g, dtype=torch.float64)
+    ours_MV, theirs_MV = score_MV.clone().requires_grad_(), score_MV.double().requires_grad_()
+    loss_M = cross_entropy(ours_MV, id_M)
+    want_M = F.cross_entropy(theirs_MV, id_M, reduction="none")
+    assert loss_M.dtype == (torch.float64 if kind == torch.float64 else torch.float32)
+    (loss_M * weight_M).sum().backward()
+    (want_M * weight_M).sum().backward()
+    torch.testing.assert_close(loss_M.double(), want_M, atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(ours_MV.grad.double(), theirs_MV.grad, atol=1e-6, rtol=2 * torch.finfo(kind).eps)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mmpre.heads.cross_entropy import cross_entropy
 from mmpre.heads.guess import Choice
 from mmpre.heads.transform import Transform
 from mmpre.tokens import Tokens
@@ -37,14 +38,14 @@ class Vocabulary(nn.Module):
         return F.linear(self.transform(state_MD), self.table.weight, self.bias)
 
     def forward(self, state_MD: Float[Tensor, "M D"], tokens: Tokens, index_M: Int[Tensor, "M"]) -> Float[Tensor, "M"]:
-        return F.cross_entropy(self.scores(state_MD), tokens[self.field][index_M], reduction="none")
+        return cross_entropy(self.scores(state_MD), tokens[self.field][index_M])
 
     def measured(
         self, state_MD: Float[Tensor, "M D"], tokens: Tokens, index_M: Int[Tensor, "M"]
     ) -> tuple[Float[Tensor, "M"], Mapping[str, Float[Tensor, "M"]]]:
         scores_MV, id_M = self.scores(state_MD), tokens[self.field][index_M]
-        right_M = scores_MV.detach().argmax(1) == id_M
-        return F.cross_entropy(scores_MV, id_M, reduction="none"), {"accuracy": right_M.float()}
+        right_M = scores_MV.detach().max(1).indices == id_M  # argmax takes three times as long on a CPU
+        return cross_entropy(scores_MV, id_M), {"accuracy": right_M.float()}
 
     def guess(self, state_MD: Float[Tensor, "M D"], tokens: Tokens, index_M: Int[Tensor, "M"]) -> Choice:
         return Choice.of(self.field, self.scores(state_MD), tokens[self.field][index_M])

@@ -41,6 +41,8 @@ class ExactShare:
 def ordinary_counts(tokens: Tokens) -> Int[Tensor, "B"]:
     """How many ordinary tokens each row has, on the CPU."""
     free_N = (tokens.special_N < 0).long()
+    if len(tokens.lengths_B) == 1:
+        return free_N.sum(0, keepdim=True).cpu()
     count_B = free_N.new_zeros(len(tokens.lengths_B))
     return count_B.index_add(0, row_numbers(tokens), free_N).cpu()
 

@@ -42,12 +42,13 @@ class RandomTokens:
         chance_N = torch.rand(len(tokens), generator=draw.rng("random", device=device), device=device)
         if self.unit is not None:
             chance_N = chance_N[first_of_unit(tokens, self.unit)]
-        chance_N = chance_N.masked_fill(tokens.special_N >= 0, NEVER)
-        picked_N = chance_N < share_at("RandomTokens", "rate", self.rate, draw.step)
-        alone = len(tokens.lengths_B) == 1
-        if self.at_least_one and not (alone and picked_N.any()):
-            # the lowest is picked anyway where any is; every token is as likely to be it
-            row_N = row_numbers(tokens)
-            lowest_B = chance_N.new_full((len(tokens.lengths_B),), NEVER).scatter_reduce(0, row_N, chance_N, "amin")
-            picked_N = picked_N | ((chance_N == lowest_B[row_N]) & (chance_N < NEVER))
-        return picked_N.nonzero().squeeze(1)
+        free_N = tokens.special_N < 0
+        picked_N = (chance_N < share_at("RandomTokens", "rate", self.rate, draw.step)) & free_N
+        if not self.at_least_one or len(tokens.lengths_B) == 1:
+            index_M = picked_N.nonzero().squeeze(1)
+            if not self.at_least_one or len(index_M):
+                return index_M
+        # the lowest is picked anyway where any is; every token is as likely to be it
+        row_N, chance_N = row_numbers(tokens), chance_N.masked_fill(~free_N, NEVER)
+        lowest_B = chance_N.new_full((len(tokens.lengths_B),), NEVER).scatter_reduce(0, row_N, chance_N, "amin")
+        return (picked_N | ((chance_N == lowest_B[row_N]) & free_N)).nonzero().squeeze(1)

@@ -33,8 +33,9 @@ def lowest(key_N: Float[Tensor, "N"], lengths_B: Int[Tensor, "B"], counts_B: Int
     """The tokens with the lowest keys, `counts_B` of each row, sorted. Both counts lie on the CPU: no device is waited
     for."""
     order_N = key_N.argsort()
-    if len(lengths_B) > 1:
-        order_N = order_N[_rows(lengths_B, len(key_N), key_N.device)[order_N].argsort(stable=True)]
+    if len(lengths_B) == 1:
+        return order_N[: int(counts_B)].sort().values
+    order_N = order_N[_rows(lengths_B, len(key_N), key_N.device)[order_N].argsort(stable=True)]
     starts_B = lengths_B.cumsum(0) - lengths_B
     shift_B = starts_B - (counts_B.cumsum(0) - counts_B)
     place_M = torch.arange(int(counts_B.sum())) + torch.repeat_interleave(shift_B, counts_B)

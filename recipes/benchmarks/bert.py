@@ -63,7 +63,7 @@ class Case:
 
 
 SIZES = {"6 x 256": dict(width=256, depth=6, vocab=16_000, steps=8),
-         "12 x 768": dict(width=768, depth=12, vocab=30_522, steps=3, warmup=1, batch=16)}  # fmt: skip
+         "12 x 768": dict(width=768, depth=12, vocab=30_522, steps=3, warmup=1)}  # fmt: skip
 USUAL = {("6 x 256", "float32", 0.1), ("12 x 768", "bfloat16", 0.1)}  # what is run where no case is asked for
 
 

@@ -63,16 +63,13 @@ def quantiles(first: int, last: int, ahead: int) -> list[float]:
     return [chosen[(step - first) % count] for step in range(last + ahead)]
 
 
-def children_peak_bytes() -> int:
-    """The most memory that one of the processes that this one has started and seen end had resident."""
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def peak_bytes() -> int:
-    """The most memory that this process had resident so far."""
-    try:  # what getrusage says may be of the process that started this one
-        with open("/proc/self/status") as file:
+def peak_bytes(pid: int | str = "self") -> int:
+    """The most memory that a process had resident so far; of another one than this 0 where the system does not say."""
+    try:  # what getrusage says may be of the process that started the other one
+        with open(f"/proc/{pid}/status") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
     except (OSError, StopIteration):
+        if pid != "self":
+            return 0
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -6,14 +6,14 @@ Beside them stands what cannot be saved: Python's own start, and the import of t
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 
 from mmpre.benchmark import Comparison, Settings, Turn
-from mmpre.recipes.benchmarks.harness import children_peak_bytes, serve, take_turns
+from mmpre.recipes.benchmarks.harness import peak_bytes, serve, take_turns
 from mmpre.recipes.benchmarks.loader import write_texts
 
 description = "seconds to `mmpre --help`, and to the first training step"
@@ -37,10 +37,9 @@ def run(settings: Settings) -> Iterator[Comparison]:
 
 
 def whole(command: Sequence[str], data: str) -> Turn:
-    """The time of a process."""
-    begun = time.perf_counter()
-    subprocess.run([sys.executable, *command], check=True, capture_output=True)
-    return Turn(1, time.perf_counter() - begun, children_peak_bytes())
+    """The time of a process, to its end."""
+    seconds, peak = watched([sys.executable, *command], lambda: False)
+    return Turn(1, seconds, peak)
 
 
 def train(data: str) -> Turn:
@@ -49,16 +48,25 @@ def train(data: str) -> Turn:
         out = Path(folder) / "run"
         options = ["--steps", "1", "--warmup", "0", "--log-every", "1"]
         command = [sys.executable, "-m", "mmpre", "train", "bert", "--scale", "tiny", "--data", data, "--out", str(out)]
-        with (Path(folder) / "told").open("w+") as told:
-            begun = time.perf_counter()
-            process = subprocess.Popen([*command, *options], stdout=told, stderr=told)
-            while not _begun(out / "metrics.jsonl") and process.poll() is None:
-                time.sleep(0.01)
-            seconds = time.perf_counter() - begun
-            if process.wait():
-                told.seek(0)
-                raise RuntimeError(told.read()[-2000:])
-    return Turn(1, seconds, children_peak_bytes())
+        seconds, peak = watched([*command, *options], lambda: _begun(out / "metrics.jsonl"))
+    return Turn(1, seconds, peak)
+
+
+def watched(command: Sequence[str], done: Callable[[], bool]) -> tuple[float, int]:
+    """Run a process; the seconds until `done` or its end, and its peak memory (of itself, not of its workers)."""
+    with TemporaryFile("w+") as told:
+        begun, seconds, peak = time.perf_counter(), None, 0
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=told, stderr=told)
+        while process.poll() is None:
+            peak = max(peak, peak_bytes(process.pid))
+            if seconds is None and done():
+                seconds = time.perf_counter() - begun
+            time.sleep(0.002)
+        seconds = seconds or time.perf_counter() - begun
+        if process.returncode:
+            told.seek(0)
+            raise RuntimeError(told.read()[-2000:])
+    return seconds, peak
 
 
 def _begun(metrics: Path) -> bool:
