@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmpre import checkpoint, gradients, parallel
 from mmpre.average import trainable
+from mmpre.compiling import compile_parts
 from mmpre.data.ledger import Ledger
 from mmpre.data.loader import MicroBatch, MicroBatches, slots, valid_slots
 from mmpre.data.loader import load as load_batches
@@ -86,6 +87,8 @@ class Leg:
         for name, parameter in trainable(self.module).items():
             parameter.requires_grad_(not self.stage.frozen(name))
         self.gradients = parallel.choose(self.options.parallel, session.root, self.processes, exact=self.options.exact)
+        if self.options.compile:
+            compile_parts(self.module)
         self.trained = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         self.optimizer = self.stage.optimizer.build(self.trained.items())
         self.guard = SpikeGuard(self.options.spike)

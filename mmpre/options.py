@@ -13,14 +13,15 @@ class RunOptions:
     """How a run is carried out, whatever the recipe.
 
     Of these, only `seed`, `init`, `precision`, `spike` and `exact` change results, and in exact mode `threads`: a sum
-    that is split over more threads is rounded otherwise. Without exact mode, `threads`, `parallel` and the number of
-    processes change how sums are rounded.
+    that is split over more threads is rounded otherwise. Without exact mode, `threads`, `parallel`, `compile` and the
+    number of processes change how sums are rounded.
     """
 
     seed: int = 0  # of the data order, masks, initial weights and dropout
     init: str | None = None  # folder to start the network from: of transformers, timm (safetensors), or a run
     precision: str = "fp32"  # fp32, or bf16 for autocast
     exact: bool = False  # add gradients in float64: bit-equal results for any number of processes
+    compile: bool = False  # feed-forwards and heads by torch.compile: the same losses but for rounding
     parallel: str = "auto"  # how processes join gradients: sum, ddp, fsdp (shares parameters out), auto (ddp on CUDA)
     workers: int | None = None  # loading processes; by default what the machine's cores allow
     threads: int | None = None  # of each process's arithmetic; by default torch's own choice, 1 in exact mode
@@ -44,6 +45,8 @@ class RunOptions:
             problems.append(f"parallel must be one of {', '.join(KINDS)}, got {self.parallel!r}")
         if self.exact and self.parallel in ("ddp", "fsdp"):
             problems.append(f"exact adds gradients in float64 itself and cannot go with parallel {self.parallel!r}")
+        if self.exact and self.compile:
+            problems.append("exact promises equal bits, which compiled code does not give; leave out one of the two")
         for name in ("save_every", "keep", "log_every", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
