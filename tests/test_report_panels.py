@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -22,6 +23,7 @@ from mmpre.cli import main
 from mmpre.data.sample import Sample
 from mmpre.data.shard_writer import shard_writer
 from mmpre.draw import Draw
+from mmpre.evaluation.cards import CardTask
 from mmpre.heads.guess import Choice
 from mmpre.heads.pixels import Pixels
 from mmpre.heads.vocabulary import Vocabulary
@@ -242,19 +244,30 @@ def test_labels_come_from_the_card():
     def sample(group, cls):
         return Sample("a", "s", "d", {"json": f'{{"group": "{group}"}}'.encode(), "cls": cls, "txt": b"x" * 70})
 
-    samples = [sample("fruit", b"1"), sample("bird", b"2"), sample("fruit", b"1"), sample("bird", b"1")]
-    tasks = [
-        {"kind": "regression", "about": "not a class", "target": "cls"},
-        {"kind": "classification", "about": "the group", "target": "json:group"},
-        {"kind": "classification", "about": "texts", "target": "txt"},
-        {"kind": "classification", "about": "missing", "target": "json:other"},
-        {"kind": "classification", "about": "the class", "target": "cls"},
-        "nonsense",
-    ]
-    assert states.labels({"tasks": tasks}, samples) == [
-        ("the group", ["fruit", "bird", "fruit", "bird"]), ("the class", ["1", "2", "1", "1"]),
-    ]  # fmt: skip
-    assert states.labels({}, samples) == []
+    def task(kind, about, target, **more):
+        return CardTask(folder=Path(), set="s", kind=kind, about=about, input="png", target=target, **more)
+
+    samples = [sample("fruit", b"1"), sample("bird", b"2"), sample("fruit", b"1"), sample("bird", b"7")]
+    tasks = [task("regression", "not a class", "cls"), task("classification", "the group", "json:group"),
+             task("classification", "texts", "txt"), task("classification", "missing", "json:other"),
+             task("classification", "the class", "cls", names=("zero", "one", "two"), labels=("1", "2"))]  # fmt: skip
+    assert states.labels(tasks[:4], samples) == [("the group", ["fruit", "bird", "fruit", "bird"])]
+    assert states.labels(tasks[4:], samples + samples) == [("the class", ["one", "two", "one", ""] * 2)]
+    assert states.labels([], samples) == []
+
+
+def test_the_map_has_the_colours_of_the_card(tmp_path):
+    task = {"kind": "classification", "about": "high or low", "input": "notes", "target": "cls"}
+    (tmp_path / "card.json").write_text(json.dumps({"name": "it", "classes": ["low", "high"], "tasks": [task]}))
+    with shard_writer(tmp_path / "train") as sink:
+        for i in range(20):
+            sink.write({"__key__": f"m{i}", "notes": f"{i % 2} {i} 2", "cls": str(i % 2)})
+    run = small_runs.train(TESTS / "tones.py", tmp_path / "run", data=[str(tmp_path / "train")], steps=6)
+    made, _ = states.panels(open_run(run))
+    assert made.maps[0].title == "map of rows, by high or low" and made.maps[0].names == [("low", 0), ("high", 1)]
+    assert [dot.colour for dot in made.maps[0].dots] == [0, 1] * 10
+    (tmp_path / "card.json").write_text(json.dumps({"name": "it", "tasks": [{"kind": "nonsense"}]}))
+    assert states.panels(open_run(run)).__next__().maps[0].names == []
 
 
 def test_the_page_of_pictures(picture_run):

@@ -44,6 +44,12 @@ class Drawn:
     size: tuple[int, int] = (0, 0)
 
     @property
+    def lettered(self) -> bool:
+        """Whether tokens are single letters, such as bases, which stand in columns best."""
+        plain = [piece for piece in self.pieces if not piece.special]
+        return bool(plain) and all(len(piece.text) == 1 for piece in plain)
+
+    @property
     def broad(self) -> bool:
         return self.size[0] > BROAD_PX
 

@@ -14,6 +14,7 @@ from mmpre.data.sample import BadMember, Sample
 from mmpre.data.shards import CorruptSample
 from mmpre.data.units import Units
 from mmpre.draw import Draw
+from mmpre.evaluation.cards import CARD, card_beside
 from mmpre.modality import Reader
 from mmpre.network import Network
 from mmpre.processes import Processes
@@ -26,7 +27,6 @@ from mmpre.tokens import Batch, Row, pack
 from mmpre.view import View
 
 MAX_CARD_BYTES = 16 << 20
-LOOK_UP = 3  # folders above a shard in which the card of its data set is looked for
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,18 @@ class Opened:
         return next((part for part in self.recipe.network.modules() if isinstance(part, Network)), None)
 
     @cached_property
+    def card_folder(self) -> Path | None:
+        """Where the card of the data set is that the shards lie in."""
+        return card_beside(tuple(self.urls))
+
+    @cached_property
     def card(self) -> Mapping[str, Any]:
-        """The card of the data set that the shards lie in; empty where there is none."""
-        for url in self.urls:
-            for folder in [Path(url), *Path(url).parents][: LOOK_UP + 1]:
-                try:
-                    card = read_json(folder / "card.json", max_bytes=MAX_CARD_BYTES)
-                except (OSError, JSONError):
-                    continue
-                if isinstance(card, dict):
-                    return card
-        return {}
+        """That card; empty where there is none that can be read."""
+        try:
+            card = read_json(self.card_folder / CARD, max_bytes=MAX_CARD_BYTES) if self.card_folder else {}
+        except (OSError, JSONError):
+            card = {}
+        return card if isinstance(card, dict) else {}
 
     def samples(self, wanted: int) -> Iterator[tuple[int, Sample]]:
         """Units spread evenly over the data, and their numbers; those that cannot be read are passed over."""

@@ -67,6 +67,8 @@ def panels(opened: Opened) -> Iterator[Predictions]:
             if found := [one for one in found if one is not None]:
                 seen |= set(view.picks)
                 about = "what is hidden, and what it is taken for" if guessed else "what is hidden"
+                if not any(_hides(view, pick) for pick in view.picks):
+                    about = "what goes in, and what comes out"
                 yield Predictions(task.name, about, found)
 
 

@@ -1,10 +1,11 @@
 """Which rows lie near each other: a map of their mean states, and the neighbours of some."""
 # R rows, D model width
 
+import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,13 +13,17 @@ from jaxtyping import Float
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from mmpre.data.sample import BadMember, Sample
+from mmpre.data.sample import Sample
+from mmpre.evaluation.cards import CardError, CardTask
+from mmpre.evaluation.suite import card_tasks
 from mmpre.network import Network
 from mmpre.report.opened import Opened, Shown
 from mmpre.report.retrieval import BEST, QUERIES, Found, Retrieved, drawings
 from mmpre.tokens import Row
 from mmpre.view import View
 
+log = logging.getLogger(__name__)
+LONGEST_LABEL = 60  # letters; longer ones are texts
 ROWS, CHUNK = 300, 16  # on the map, and encoded at a time
 NAMED = 7  # labels with a colour of their own; the others share one
 SPREAD = 40  # rows from which on t-SNE is drawn; few rows are drawn by their principal components
@@ -79,7 +84,7 @@ def maps(opened: Opened, shown: Sequence[Shown], state_RD: Float[np.ndarray, "R 
     place_R2, how = flat(state_RD)
     low_2, high_2 = place_R2.min(0), place_R2.max(0)
     place_R2 = 10 + (place_R2 - low_2) / np.maximum(high_2 - low_2, 1e-9) * (SIDE - 20)
-    named = labels(opened.card, [one.sample for one in shown])
+    named = labels(_card_tasks(opened.card_folder), [one.sample for one in shown])
     about = f"{len(shown)} rows by the mean of their states; {how}"
     made = []
     for title, label_R in named or [("", [""] * len(shown))]:
@@ -106,29 +111,34 @@ def flat(state_RD: Float[np.ndarray, "R D"]) -> tuple[Float[np.ndarray, "R 2"], 
     return TSNE(2, perplexity=near, init="pca", random_state=0).fit_transform(main_RC), f"t-SNE, perplexity {near:.0f}"
 
 
-def labels(card: Mapping[str, Any], samples: Sequence[Sample]) -> list[tuple[str, list[str]]]:
-    """The labels that the card's classification tasks name, one for each sample; at most two that tell rows apart."""
+def labels(tasks: Sequence[CardTask], samples: Sequence[Sample]) -> list[tuple[str, list[str]]]:
+    """The labels that a card's classification tasks name, one for each sample; at most two that tell rows apart."""
     found = []
-    for task in card.get("tasks", []):
-        if not isinstance(task, dict) or task.get("kind") != "classification":
-            continue
-        try:
-            told = [_label(sample, str(task.get("target"))) for sample in samples]
-        except (BadMember, KeyError, TypeError, ValueError):
-            continue
-        if 1 < len(set(told)) <= len(samples) / 2:
-            found.append((str(task.get("about", task["target"])), told))
+    for task in tasks:
+        if task.kind == "classification":
+            told = [_label(task, sample) for sample in samples]
+            if 1 < len(set(told)) <= len(samples) / 2:
+                found.append((task.about, told))
     return found[:2]
 
 
-def _label(sample: Sample, target: str) -> str:
-    member, colon, name = target.partition(":")
-    if colon:
-        return str(sample.json((member,))[name])
-    text = sample.text((member,)).strip()
-    if len(text) > 60:
-        raise ValueError("a text, not a label")
-    return text
+def _label(task: CardTask, sample: Sample) -> str:
+    """What a sample is, by name where the card has names; "" where it does not say, or says more than a label."""
+    value = task.field(sample, task.target)
+    text = "" if value is None else str(value)
+    if text.isdecimal() and int(text) < len(task.names):
+        return task.names[int(text)]
+    return text if len(text) <= LONGEST_LABEL else ""
+
+
+def _card_tasks(folder: Path | None) -> list[CardTask]:
+    if folder is None:
+        return []
+    try:
+        return card_tasks(folder)
+    except CardError as e:
+        log.warning("%s; the map of rows has no colours", e)
+        return []
 
 
 def _nearest(network: Network, shown: Sequence[Shown], state_RD: Float[np.ndarray, "R D"]) -> Retrieved:
