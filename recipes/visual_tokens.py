@@ -5,7 +5,8 @@ Follows  its losses, and ViT-VQGAN (Yu et al. 2021, arXiv:2110.04627) in shape: 
          the codebook, 8,192 codes of 32 values and length 1, patches of 8 pixels, AdamW, half a cosine
 Differs  squared error of pixels alone restores them, without perceptual and adversarial losses; codes that nothing
          uses are put beside used ones
-Expect   not run at paper scale
+Expect   not run at paper scale; tiny on OpenMoji: held-out pixels restored with an error of 0.32 where each patch's own
+         mean leaves 0.96. As many k-means centres of the patches leave 0.23: at this size they are the better codes
 Run      mmpre train visual_tokens --scale tiny --data "pictures/*.tar"
          then codes for `WithCodes`: mmpre data derive SHARDS --out codes --by runs/visual_tokens
 """
