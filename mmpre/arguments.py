@@ -44,11 +44,11 @@ def comments(source: str) -> dict[str, str]:
     return dict(re.findall(r"^[ \t]*(\w+)[ \t]*:[^#\n]*#[ \t]*(.*\S)", source, flags=re.MULTILINE))
 
 
-def recipe_class(found: LoadedRecipe, scale: str | None, options: type) -> type:
-    """A dataclass of a recipe's numbers at a scale, `out`, and the run's options, for tyro."""
+def recipe_class(found: LoadedRecipe, scale: str | None, options: type, *, out: bool = True) -> type:
+    """A dataclass of a recipe's numbers at a scale, `out` where wanted, and further options, for tyro."""
     told = _source_comments(found.function)
-    out = _helped("the run's folder; by default runs/NAME-SCALE-TIME", str | None)
-    fields: list[tuple] = [("out", out, dataclasses.field(default=None))]
+    place = _helped("the run's folder; by default runs/NAME-SCALE-TIME", str | None)
+    fields: list[tuple] = [("out", place, dataclasses.field(default=None))] if out else []
     hints = {name: p.annotation for name, p in inspect.signature(found.function).parameters.items()}
     defaults = found.defaults(scale)
     for name, kind in hints.items():
@@ -57,7 +57,9 @@ def recipe_class(found: LoadedRecipe, scale: str | None, options: type) -> type:
     run_told = _source_comments(options)
     for field in dataclasses.fields(options):
         if field.name in hints or field.name == "out":
-            raise PluginError(f"recipe {found.name}: its number {field.name!r} has the name of an option of every run")
+            raise PluginError(
+                f"recipe {found.name}: its number {field.name!r} has the name of an option of the command"
+            )
         kind = _helped(run_told.get(field.name, ""), field.type)
         fields.append((field.name, kind, dataclasses.field(default=field.default)))
     return dataclasses.make_dataclass(f"{found.name}_numbers", fields, kw_only=True)

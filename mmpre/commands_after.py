@@ -2,6 +2,8 @@
 
 import dataclasses
 import json as json_
+import re
+import sys
 from pathlib import Path
 
 import tyro
@@ -70,3 +72,30 @@ def embed(rest: list[str]) -> None:
         print(f"{told['out']}: {told['rows']:,} of {told['of']:,} rows{holes}")
 
     tyro.cli(go, args=rest, prog="mmpre embed")
+
+
+def plan(rest: list[str]) -> None:
+    if not rest or rest[0].startswith("-"):
+        print("usage: mmpre plan RECIPE [--scale SCALE] [--gpus N] [--gpu-memory GB] [--json] [--any-number VALUE]\n\n"
+              "Parameters, FLOPs, memory and time of a recipe, with no data and no GPU; `mmpre plan RECIPE --help` "
+              "lists all that can be asked.")  # fmt: skip
+        if not rest or rest[0] not in ("-h", "--help"):
+            sys.exit(2)
+        return
+    from mmpre.arguments import changed, recipe_class, split, take
+    from mmpre.plan import PlanOptions
+    from mmpre.plan import plan as plan_recipe
+    from mmpre.plan_table import lines
+    from mmpre.plugins import find_recipe
+
+    found = find_recipe(rest[0])
+    as_json = "--json" in rest
+    scale, flags = take([word for word in rest[1:] if word != "--json"], "--scale")
+    about = re.sub(r"\n+(?=\S)", "\n\n", found.doc.strip())
+    kind = recipe_class(found, scale, PlanOptions, out=False)
+    asked = tyro.cli(kind, args=flags, prog=f"mmpre plan {rest[0]}", description=about)
+    numbers, given = split(asked, PlanOptions)
+    options = PlanOptions(**given)
+    recipe = found.path if found.is_file else found.name
+    told = plan_recipe(recipe, scale=scale, options=options, **changed(numbers, found.defaults(scale)))
+    print(json_.dumps(told, indent=2) if as_json else "\n".join(lines(told, options)))

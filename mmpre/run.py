@@ -214,7 +214,7 @@ def _check_processes(
 
 def _open_data(recipe: Recipe) -> tuple[list[Mixture], list[Units | None]]:
     """The training and held-out units of every stage."""
-    data = [_open_sources(stage) for stage in recipe.stages]
+    data = [open_sources(stage) for stage in recipe.stages]
     for number, stage in enumerate(recipe.stages):
         if stage.carry.data and (was := data[number - 1].describe()) != (now := data[number].describe()):
             raise RunError(
@@ -228,7 +228,7 @@ def _open_data(recipe: Recipe) -> tuple[list[Mixture], list[Units | None]]:
     return data, valid
 
 
-def _open_sources(stage: Stage) -> Mixture:
+def open_sources(stage: Stage) -> Mixture:
     found = sources(stage.data, stage.sidecar)
     units = {name: open_units(stage, source.data, source.sidecar) for name, source in found.items()}
     return Mixture(units, [source.weight for source in found.values()])

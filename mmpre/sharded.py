@@ -52,20 +52,24 @@ def shard(root: Root, processes: Processes) -> None:
     """
     mesh = init_device_mesh(processes.device.type, (processes.world,))
     single = {p for p in root.parameters() if p.ndim == 0}
+    for block in blocks_alone(root):
+        fully_shard(block, mesh=mesh, ignored_params=single)
+    fully_shard(root, mesh=mesh, ignored_params=single)
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # neither gloo nor a factor of 1 needs NCCL's own operations
+
+
+def blocks_alone(root: nn.Module) -> list[nn.Module]:
+    """The encoder blocks that are gathered by themselves: those that share no parameter with what is outside."""
     owners: dict[nn.Parameter, int] = {}
     for module in root.modules():
         for parameter in module._parameters.values():
             if parameter is not None:
                 owners[parameter] = owners.get(parameter, 0) + 1
     blocks = dict.fromkeys(block for m in root.modules() if isinstance(m, Encoder) for block in m.blocks)
-    for block in blocks:
-        if all(_uses(block, parameter) == owners[parameter] for parameter in block.parameters()):
-            fully_shard(block, mesh=mesh, ignored_params=single)
-    fully_shard(root, mesh=mesh, ignored_params=single)
-    for module in root.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)  # neither gloo nor a factor of 1 needs NCCL's own operations
+    return [block for block in blocks if all(_uses(block, one) == owners[one] for one in block.parameters())]
 
 
 def _uses(block: nn.Module, parameter: nn.Parameter) -> int:

@@ -243,6 +243,10 @@ class DnaReader:
         made.reverse = float(self.reverse == 1)
         return made
 
+    def made(self) -> dict[str, bytes]:
+        """A record of one window."""
+        return {self.suffixes[0]: b">made\n" + (b"ACGT" * (self.length // 4 + 1))[: self.length]}
+
     def place(self, sample: Sample) -> tuple[str, int, int]:
         """Where a sample's window stands: the record's name, and the bases of it (first, last + 1)."""
         made = self._windows(sample)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2 as transforms
 
-from mmpre.data.sample import IMAGE_FORMATS, Sample
+from mmpre.data.sample import IMAGE_FORMATS, Sample, picture_member
 from mmpre.draw import Draw
 from mmpre.show import GREY, enlarged
 from mmpre.tokens import Tokens
@@ -74,6 +74,11 @@ class ImageReader:
     def still(self) -> "ImageReader":
         """The same without chance: a transform gives way to its `still`, where it has one (`random_crops`)."""
         return replace(self, transform=getattr(self.transform, "still", self.transform))
+
+    def made(self) -> dict[str, bytes]:
+        """A blank square of as many patches as a picture may have."""
+        side_px = math.isqrt(self.max_patches) * self.patch_px
+        return picture_member(Image.new("RGB", (side_px, side_px)), self.suffixes)
 
     def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
         """A picture of a row: its patches in their places, hidden ones grey."""

@@ -6,6 +6,7 @@ Source: UNITER, Chen et al. 2019, arXiv:1909.11740; names and numbers as in the 
 
 from dataclasses import dataclass
 
+import safetensors.torch
 import torch
 from jaxtyping import Bool, Float
 from PIL import Image, ImageDraw
@@ -56,6 +57,14 @@ class RegionReader:
             fields["soft"] = taken["soft"].float()
             _check_soft(fields["soft"], member)
         return Tokens.of_row(torch.full((len(fields["box"]),), -1), **fields)
+
+    def made(self) -> dict[str, bytes]:
+        """As many regions as are taken, each the whole picture."""
+        box_R7 = torch.tensor([0.0, 0, 1, 1, 1, 1, 1]).repeat(self.max_regions, 1)
+        tensors = {"features": torch.zeros(self.max_regions, self.features), "boxes": box_R7}
+        if self.classes:
+            tensors["soft"] = torch.full((self.max_regions, self.classes), 1 / self.classes)
+        return {self.suffixes[0]: safetensors.torch.save(tensors)}
 
     def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
         """The boxes, numbered, over the sample's picture where it has one; hidden ones are filled."""

@@ -5,10 +5,12 @@ wav2vec 2.0, Baevski et al. 2020, arXiv:2006.11477, sizes and initialisation as 
 """
 # N tokens of the packed batch, n of one row, T samples, F frames of 10 ms, E values of a token, C channels, D width
 
+import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import soundfile
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -16,7 +18,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torchaudio.compliance import kaldi
 
-from mmpre.data.audio import Audio
+from mmpre.data.audio import FORMATS, Audio
 from mmpre.data.sample import BadMember, Sample
 from mmpre.draw import Draw
 from mmpre.dropout import Dropout
@@ -44,6 +46,13 @@ class _Windows:
     def windows(self, sample: Sample) -> list[int]:
         """How many tokens each window of a recording has."""
         return [self.tokens_of(samples) for samples in self.audio.lengths(sample)]
+
+    def made(self) -> dict[str, bytes]:
+        """A tone that fills a window."""
+        file, rate_hz = io.BytesIO(), self.audio.rate_hz
+        wave_T = torch.sin(torch.arange(int(self.audio.seconds * rate_hz)) * (440 * 2 * math.pi / rate_hz))
+        soundfile.write(file, (wave_T * 0.5).numpy(), rate_hz, format=FORMATS[self.suffixes[0]][0])
+        return {self.suffixes[0]: file.getvalue()}
 
     def tokens_in(self, ms: float) -> int:
         """How many tokens a span of some milliseconds is, at least 1: what span masks count in."""

@@ -77,6 +77,13 @@ class TextReader:
             start, end = start + first, start + last
         return self.row(ids_W[start:end], word_W[start:end])
 
+    def made(self) -> dict[str, bytes]:
+        """A text of one letter's words that fills a row."""
+        most = words = self.max_length - 2
+        while words > 1 and (pieces := len(self.vocabulary.cut(" ".join("a" * words))[0])) > most:
+            words = min(words - 1, words * most // pieces + 1)
+        return {self.suffixes[0]: " ".join("a" * words).encode()}
+
     def row(self, ids_W: Int[Tensor, "W"], word_W: Int[Tensor, "W"]) -> Tokens:
         """Pieces between CLS and SEP."""
         length = len(ids_W) + 2
@@ -188,6 +195,9 @@ class ErasedText:
     @property
     def suffixes(self) -> tuple[str, ...]:
         return self.reader.suffixes
+
+    def made(self) -> dict[str, bytes]:
+        return self.reader.made()
 
     def tokenize(self, sample: Sample, draw: Draw) -> Tokens:
         text, vocabulary = sample.text(self.suffixes), self.reader.vocabulary

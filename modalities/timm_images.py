@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor, nn
 
-from mmpre.data.sample import IMAGE_FORMATS, Sample
+from mmpre.data.sample import IMAGE_FORMATS, Sample, picture_member
 from mmpre.draw import Draw
 from mmpre.show import GREY, enlarged
 from mmpre.tokens import Ragged, Tokens
@@ -63,6 +63,10 @@ class SquareReader:
     def still(self) -> "SquareReader":
         """The same without chance: a transform gives way to its `still`, where it has one."""
         return replace(self, transform=getattr(self.transform, "still", self.transform))
+
+    def made(self) -> dict[str, bytes]:
+        """A blank square."""
+        return picture_member(Image.new("RGB", (self.side_px, self.side_px)), self.suffixes)
 
     def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
         """A picture of a row: the square, with what hidden tokens stand for in grey."""

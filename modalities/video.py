@@ -6,6 +6,7 @@ authors' code of V-JEPA, Bardes et al. 2024, arXiv:2404.08471; learned ones as i
 """
 # N tokens of the packed batch, n of one clip, T frames, t frames of a tubelet, p its side, E = 3tpp, D model width
 
+import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -62,6 +63,14 @@ class VideoReader:
         """The same without chance: frames of the middle, and a transform gives way to its `still`, where it has one."""
         video = replace(self.video, sampling=self.video.sampling.still())
         return replace(self, video=video, transform=getattr(self.transform, "still", self.transform))
+
+    def made(self) -> dict[str, bytes]:
+        """An animation of as many frames and patches as are taken, each of another grey."""
+        side_px = min(self.video.side_px, math.isqrt(self.max_patches) * self.patch_px)
+        kind, data = next(one for one in ("gif", "webp") if one in self.suffixes), io.BytesIO()
+        frames = [Image.new("L", (side_px, side_px), 8 * i % 256) for i in range(self.video.sampling.count)]
+        frames[0].save(data, kind, save_all=True, append_images=frames[1:], duration=40)
+        return {kind: data.getvalue()}
 
     def tokenize(self, sample: Sample, draw: Draw) -> Tokens:
         clip_T3HW = self.video.frames(sample, draw.child("frames")).permute(0, 3, 1, 2)

@@ -25,6 +25,13 @@ MAX_PIXELS = 64 << 20
 IMAGE_FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP"}
 
 
+def picture_member(picture: Image.Image, suffixes: Sequence[str] = tuple(IMAGE_FORMATS)) -> dict[str, bytes]:
+    """A picture as the member that `Sample.image` reads, of the first suffix."""
+    data = io.BytesIO()
+    picture.save(data, IMAGE_FORMATS[suffixes[0]])
+    return {suffixes[0]: data.getvalue()}
+
+
 class BadMember(ValueError):
     """A member that cannot be used. `cause` is a short, countable name for why."""
 
