@@ -38,6 +38,14 @@ Every command answers --help. Problems end with exit code 2, and nothing that wa
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; a problem that we foresee is told in a few lines, without a traceback, with exit code 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        from mmpre.stopping import end_at_once
+
+        end_at_once(lambda: _do(words))
+    _do(words)
+
+
+def _do(words: list[str]) -> None:
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP)
         return

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from importlib import import_module
 
 import torch
 import torch.distributed as dist
@@ -33,11 +34,16 @@ class Processes:
             torch.cuda.set_device(device)
         own = world > 1 and not dist.is_initialized()
         if own:
+            # functions of this module take the group of the time of their import as a default, and torch imports it at
+            # the first step of an optimizer: the group and its threads would then live past `stop`
+            import_module("torch.distributed.nn.functional")
+
             backend = "nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
         return Processes(rank, world, device, own=own)
 
     def stop(self) -> None:
+        """End the group, and with it the threads of its backend."""
         if self.own and dist.is_initialized():
             dist.destroy_process_group()
 

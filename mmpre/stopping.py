@@ -1,7 +1,9 @@
 """How processes end: signals that wait for the step's end, workers that die with the trainer, a watchdog."""
 
+import atexit
 import ctypes
 import faulthandler
+import logging
 import os
 import signal
 import sys
@@ -10,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from mmpre.signs import Signs
 
@@ -66,6 +69,35 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:  # it ended before the call
         os.kill(os.getpid(), number)
+
+
+def end_at_once(work: Callable[[], None]) -> NoReturn:
+    """Do some work and end the process with its exit code, without taking the interpreter down around its threads.
+
+    For processes of a group: a thread of the backend may still let go of a tensor when the interpreter ends, asks it
+    for the lock that it will never get, and takes the process down with SIGABRT ("terminate called without an active
+    exception"), so that a run that had saved everything counts as failed. What Python promises at an exit is done
+    before: errors are printed, threads that are no daemons are waited for, functions of `atexit` are called (other
+    packages' writers, worker processes), logs and output are written out.
+    """
+    code = 0
+    try:
+        work()
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else int(e.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    try:
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = code or 1
+    os._exit(code)
 
 
 class Watchdog:

@@ -15,6 +15,22 @@ from mmpre.metrics import MetricsWriter, read_metrics
 from mmpre.stopping import HANG_EXIT, Stopper
 from mmpre.strict_json import JSONError, parse, read
 
+ENDING = """
+import atexit, ctypes, logging, sys, threading, time
+from mmpre.stopping import end_at_once
+# what a thread of C++ can do to a process whose interpreter is going down
+libc = ctypes.CDLL(None)
+libc.__cxa_atexit(ctypes.cast(libc.abort, ctypes.c_void_p), None, None)
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+atexit.register(print, "at exit")
+def work():
+    threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+    logging.getLogger().warning("logged")
+    print("printed", end=" ")
+    {how}
+end_at_once(work)
+"""
+
 HOLDER = """
 import sys, time
 from pathlib import Path
@@ -32,6 +48,16 @@ def holder(folder, *more):
     process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder), *more], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     return process
+
+
+@pytest.mark.fault("E1")
+@pytest.mark.parametrize(("how", "code"), [("pass", 0), ("sys.exit(2)", 2), ("raise KeyError('unforeseen')", 1)])
+def test_a_process_of_a_group_ends_with_its_code_whatever_threads_would_do_to_its_end(how, code):
+    program = ENDING.replace("{how}", how)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.split() == ["logged", "printed", "thread", "at", "exit"]
+    assert ("KeyError: 'unforeseen'" in done.stderr) == (code == 1)
 
 
 @pytest.mark.fault("E11")
