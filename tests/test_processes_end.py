@@ -4,6 +4,7 @@ import math
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,6 +30,19 @@ def work():
     print("printed", end=" ")
     {how}
 end_at_once(work)
+"""
+
+GROUP = """
+import os, torch
+from mmpre.processes import Processes
+before = len(os.listdir("/proc/self/task"))
+processes = Processes.start(60.0)
+weight = torch.zeros(3, requires_grad=True)
+processes.sum(weight.detach())
+weight.sum().backward()
+torch.optim.AdamW([weight]).step()
+processes.stop()
+print(len(os.listdir("/proc/self/task")) - before)
 """
 
 HOLDER = """
@@ -58,6 +72,20 @@ def test_a_process_of_a_group_ends_with_its_code_whatever_threads_would_do_to_it
     assert done.returncode == code, done.stderr
     assert done.stdout.split() == ["logged", "printed", "thread", "at", "exit"]
     assert ("KeyError: 'unforeseen'" in done.stderr) == (code == 1)
+
+
+@pytest.mark.fault("E1")
+def test_no_thread_of_a_group_outlives_it():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", GROUP], env=os.environ | place | {"RANK": rank}, stdout=subprocess.PIPE, text=True
+        )
+        for rank in "01"
+    ]
+    assert [one.communicate(timeout=90)[0].split()[-1:] for one in both] == [["0"], ["0"]]
 
 
 @pytest.mark.fault("E11")

@@ -1,11 +1,6 @@
-"""Trains and resumes what a file lists, one after the other in one process group; started by torchrun.
-
-Ends badly where threads of the group outlive it: one that lets go of a tensor while the interpreter ends takes the
-process down.
-"""
+"""Trains and resumes what a file lists, one after the other in one process group; started by torchrun."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -14,6 +9,7 @@ import torch
 import mmpre
 from mmpre.options import RunOptions
 from mmpre.processes import Processes
+from mmpre.stopping import end_at_once
 
 
 def carry_out(job):
@@ -25,12 +21,13 @@ def carry_out(job):
     )
 
 
-if __name__ == "__main__":
+def carry_out_all():
     torch.set_num_threads(1)
-    before = len(os.listdir("/proc/self/task"))
     processes = Processes.start(60.0)
     for job in json.loads(Path(sys.argv[1]).read_text()):
         carry_out(job)
     processes.stop()
-    more = len(os.listdir("/proc/self/task")) - before
-    sys.exit(f"{more} threads of the group are left" if more else 0)
+
+
+if __name__ == "__main__":
+    end_at_once(carry_out_all)
