@@ -1,7 +1,8 @@
 """Checkpoints: folders of safetensors and JSON that are whole or are not there, and are verified before they are used.
 
-A save is written aside, synced to disk, given a manifest with every file's digest last, and renamed. Nothing older is
-deleted before the new one was read back. Loading takes the newest one whose digests fit; nothing is ever unpickled.
+A save is written aside, synced to disk, given a manifest with every file's digest last, and renamed. The digests are of
+what was in memory, and nothing older is deleted before the new one was read back. Loading takes the newest one whose
+digests fit; nothing is ever unpickled.
 """
 
 import difflib
@@ -13,6 +14,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -83,16 +85,15 @@ def save(
         aside.mkdir()
         files = {}
         for stem, (some, _) in stored.items():
-            safetensors.torch.save_file(some, aside / f"{stem}.safetensors")
-            files[f"{stem}.safetensors"] = _describe(aside / f"{stem}.safetensors")
-        (aside / STATE).write_text(json.dumps(state, allow_nan=False))
-        files[STATE] = _describe(aside / STATE)
+            name = f"{stem}.safetensors"
+            files[name] = _write(aside / name, safetensors.torch.save(some))
+        files[STATE] = _write(aside / STATE, json.dumps(state, allow_nan=False).encode())
         manifest = {
             "format": FORMAT, "step": step, "files": files,
             "aliases": {stem: aliases for stem, (_, aliases) in stored.items()},
         }  # fmt: skip
-        (aside / MANIFEST).write_text(json.dumps({"manifest": manifest, "blake2b": _digest_of(manifest)}, indent=1))
-        _sync(aside / MANIFEST)
+        whole = {"manifest": manifest, "blake2b": _digest_of(manifest)}
+        _write(aside / MANIFEST, json.dumps(whole, indent=1).encode())
         _sync(aside)
         path = path_of(folder, step)
         before = _put_by(path) if path.exists() else None  # the same step again, after a resume from an older one
@@ -103,8 +104,7 @@ def save(
     except (OSError, safetensors.SafetensorError) as e:
         shutil.rmtree(aside, ignore_errors=True)
         raise CheckpointError(f"{folder}: step {step} was not saved ({e}); older checkpoints are untouched") from e
-    load(path)
-    _retire(folder, keep, protect)
+    _retire(path, keep, protect)
     return path
 
 
@@ -239,24 +239,39 @@ def _untied(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     """Each storage once, and which names are other names of which."""
     first: dict[tuple, str] = {}
     kept, aliases = {}, {}
+    storages: set[int] = set()
     for name, tensor in tensors.items():
         tensor = tensor.detach()
         place = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
         if tensor.numel() and place in first:
             aliases[name] = first[place]
-        else:
-            first[place] = name
-            kept[name] = tensor.cpu().contiguous().clone()
+            continue
+        first[place] = name
+        tensor = tensor.cpu().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in storages:
+            tensor = tensor.clone()  # others lie in its storage too, which safetensors does not take
+        storages.add(tensor.untyped_storage().data_ptr())
+        kept[name] = tensor
     return kept, aliases
 
 
-def _describe(path: Path) -> dict[str, Any]:
-    _sync(path)
-    return {"size": path.stat().st_size, "blake2b": _digest(path)}
+def _write(path: Path, content: bytes) -> dict[str, Any]:
+    """Write a file and wait for the disk, while another thread takes the digest; returns what a manifest says of it."""
+    with ThreadPoolExecutor(1) as other, path.open("xb") as file:
+        digest = other.submit(_digest_of_bytes, content)
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        return {"size": len(content), "blake2b": digest.result()}
 
 
 def _digest_of(manifest: Any) -> str:
-    return hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=32).hexdigest()
+    return _digest_of_bytes(json.dumps(manifest, sort_keys=True).encode())
+
+
+def _digest_of_bytes(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=32).hexdigest()
 
 
 def _digest(path: Path) -> str:
@@ -283,18 +298,35 @@ def _steps(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
-def _retire(folder: Path, keep: int, protect: Collection[int]) -> None:
-    valid = 0
-    for path in reversed(_steps(folder)):
-        if valid < max(keep, 1):
-            try:
-                load(path)
-                valid += 1
-            except CheckpointError as e:
-                log.error("%s", e)
-            continue
-        if int(path.name[5:]) not in protect:
+def _retire(new: Path, keep: int, protect: Collection[int]) -> None:
+    """Read the new checkpoint back, then delete all but the newest `keep` valid ones and the protected.
+
+    Raises CheckpointError where the new one is damaged; nothing is deleted then. Two are read at a time, since training
+    waits for it.
+    """
+    others, wanted = [path for path in reversed(_steps(new.parent)) if path != new], max(keep, 1) - 1
+    if len(others) <= wanted:
+        load(new)
+        return
+    with ThreadPoolExecutor(2) as readers:
+        reading = readers.submit(load, new)
+        checks = [readers.submit(_valid, path) for path in others[:wanted]]
+        reading.result()
+    valid = sum(check.result() for check in checks)
+    for path in others[wanted:]:
+        if valid < wanted:
+            valid += _valid(path)
+        elif int(path.name[5:]) not in protect:
             shutil.rmtree(_put_by(path), ignore_errors=True)
+
+
+def _valid(path: Path) -> bool:
+    try:
+        load(path)
+        return True
+    except CheckpointError as e:
+        log.error("%s", e)
+        return False
 
 
 def _put_by(path: Path) -> Path:

@@ -6,6 +6,7 @@ import pickle
 import random
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -124,6 +125,33 @@ def test_a_manifest_cannot_lead_out_of_its_folder_and_no_pickle_is_read(tmp_path
         with pytest.raises(CheckpointError, match="which may not be"):
             checkpoint.load(path)
     assert not (tmp_path / "marker").exists()
+
+
+def test_a_file_that_the_disk_changed_while_it_was_written_is_found_and_nothing_is_deleted(tmp_path, monkeypatch):
+    module = network()
+    save(tmp_path, 1, module, keep=1)
+    sync = os.fsync
+
+    def changing(handle):
+        sync(handle)
+        if stat.S_ISREG(os.fstat(handle).st_mode) and os.fstat(handle).st_size > 1000:
+            with open(f"/proc/self/fd/{handle}", "r+b") as file:
+                file.seek(900)
+                file.write(b"\x55\xaa")
+
+    monkeypatch.setattr(os, "fsync", changing)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors does not fit its digest: damaged"):
+        save(tmp_path, 2, module, keep=1)
+    monkeypatch.undo()
+    assert checkpoint.latest(tmp_path).step == 1
+
+
+def test_parameters_that_lie_in_one_storage_are_saved_each_by_itself(tmp_path):
+    whole = torch.arange(12.0)
+    tensors = {"all": whole, "rows": whole.view(3, 4), "part": whole[3:7], "turned": whole.view(3, 4).T}
+    found = checkpoint.load(checkpoint.save(tmp_path, 1, {"model": tensors}, {})).tensors["model"]
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], one) for name, one in tensors.items())
 
 
 @pytest.mark.fault("D12")

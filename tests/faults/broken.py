@@ -118,13 +118,13 @@ class Breaking(OnePass):
             torch.distributed.all_reduce(torch.zeros(3))
 
 
-_save_file = checkpoint.safetensors.torch.save_file
+_write = checkpoint._write
 _save = checkpoint.save
 
 
-def _slow_save_file(*words, **more):
-    time.sleep(1.0)
-    return _save_file(*words, **more)
+def _slow_write(path, content):
+    time.sleep(1.0 if path.suffix == ".safetensors" else 0.0)
+    return _write(path, content)
 
 
 def _failing_save(folder, step, *words, **more):
@@ -144,7 +144,7 @@ def broken(
     valid_every: int = 8,  # steps between held-out losses
 ) -> Recipe:
     if breaks("slow-save", 0):
-        checkpoint.safetensors.torch.save_file = _slow_save_file
+        checkpoint._write = _slow_write
     leg.checkpoint.save = _failing_save
     if breaks("other-weights", 0):
         torch.manual_seed(RANK)
