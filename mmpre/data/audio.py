@@ -93,7 +93,7 @@ class Audio:
                 _check_header(suffix, file)
                 yield suffix, file
         except (soundfile.SoundFileError, OverflowError) as e:
-            raise BadMember("broken audio", suffix, f"cannot be decoded ({str(e)[:200]})") from None
+            raise BadMember("broken audio", suffix, f"cannot be decoded ({str(e)[:200]}); write it again") from None
 
     def _bounds(self, file: soundfile.SoundFile) -> list[tuple[int, int]]:
         most = max(1, int(self.seconds * file.samplerate))
@@ -116,7 +116,8 @@ class _Forward(soundfile.SoundFile):
 
 def _check_header(suffix: str, file: soundfile.SoundFile) -> None:
     if file.format not in FORMATS[suffix]:
-        raise BadMember("wrong type", suffix, f"its content is {file.format}, not {FORMATS[suffix][0]}")
+        told = f"its content is {file.format}, not {FORMATS[suffix][0]}; give it the suffix that it is"
+        raise BadMember("wrong type", suffix, told)
     if file.channels > 2:
         raise BadMember("too many channels", suffix, f"mono or stereo is read, got {file.channels}; mix it down")
     if not RATES_HZ[0] <= file.samplerate <= RATES_HZ[1]:

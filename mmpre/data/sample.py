@@ -137,7 +137,7 @@ class Sample:
                 files = {info.filename.removesuffix(".npy"): info for info in file.infolist()}
                 claimed = sum(info.file_size for info in files.values())
                 if claimed > MAX_ARRAY_BYTES:
-                    detail = f"its arrays would take {claimed:,} bytes, at most {MAX_ARRAY_BYTES:,} are read"
+                    detail = f"its arrays would take {claimed:,} bytes, at most {MAX_ARRAY_BYTES:,} are read; split it"
                     raise BadMember("array too large", suffix, detail)
                 return {name: _array(_at_most(file, info), suffix) for name, info in files.items()}
         except (BadMember, MemoryError):
@@ -164,7 +164,9 @@ def _array(data: bytes, suffix: str) -> np.ndarray:
         raise BadMember("broken array", suffix, f"is no .npy file ({str(e)[:200]}); write it again") from None
     if kind.hasobject or kind.kind not in "biufc":
         raise BadMember(
-            "array of objects", suffix, f"holds {kind}, wanted numbers; objects are pickles, which may run code"
+            "array of objects",
+            suffix,
+            f"holds {kind}, wanted numbers; objects are pickles, which may run code: save numbers alone",
         )
     count, left = math.prod(shape), len(data) - file.tell()  # in Python's integers: a shape may claim any size
     if count * kind.itemsize != left:

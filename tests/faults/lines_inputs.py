@@ -259,7 +259,8 @@ def probes_that_run_code(folder: Path) -> Figure:
 NAMES = re.compile(r"""['"`][^'"`]+['"`]|[\w./-]+\.(tar|json|jsonl|py|safetensors|idx|npz)\b|\b\w+\.\w+\b|\b\d""")
 STEP = re.compile(
     r"\b(add|allow|at most|check|continue|convert|copy|did you mean|download|give|go on|index|install|leave|look|lower|"
-    r"make|mend|must|move|name|put|raise|resume|set|shorten|start|stop|there are|unpack|uninstall|use|wanted|write)\b"
+    r"make|mend|must|move|name|put|raise|remove|resume|save|set|shorten|shrink|split|start|stop|there are|unpack|"
+    r"uninstall|use|wanted|write)\b"
 )
 
 
