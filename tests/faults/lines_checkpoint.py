@@ -7,15 +7,16 @@ import time
 from pathlib import Path
 
 import torch
-from cases import BROKEN
+from cases import BROKEN, CASES
 from harness import newest, step_of
-from lines import Figure, does_not_apply, line
+from lines import Figure, line
 from runs import start, train
 from torch import nn
 
+import mmpre
 from mmpre import checkpoint
-
-does_not_apply("S23", "mmpre exports nothing yet")
+from mmpre.export import export
+from mmpre.options import RunOptions
 
 
 @line("S14")
@@ -71,3 +72,17 @@ def stall(folder: Path) -> Figure:
         taken.append(time.perf_counter() - begun)
     middle = statistics.median(taken)
     return Figure(f"{middle:.2f} s", middle < 1.0, {"seconds": taken, "bytes": 200_000_000})
+
+
+@line("S23")
+def export_against_checkpoint(folder: Path) -> Figure:
+    """A trained BERT, exported to each class that fits: tensors read back, and what the library computes."""
+    case = CASES["bert"]
+    options = RunOptions(workers=0, threads=1)
+    run = mmpre.train("bert", out=folder / "run", options=options, **case.numbers, **case.make(folder / "shards"))
+    checks = {to: export(run, folder / to, to=to).checks for to in ("bert", "sentences")}
+    tensors = max(one.difference for some in checks.values() for one in some if one.what == "tensors")
+    states = max(one.difference for some in checks.values() for one in some if one.what != "tensors")
+    good = tensors == 0 and all(one.good for some in checks.values() for one in some)
+    numbers = {to: [one.line() for one in some] for to, some in checks.items()}
+    return Figure(f"{tensors:g} / {states:.1g} ({', '.join(checks)})", good, numbers)

@@ -3,7 +3,8 @@
     make scoreboard                            all lines
     python -m tests.faults.scoreboard S1 S14   some of them
 
-Prints a table and writes `scoreboard.json`. Exit code 1 where a hard line misses its target.
+Prints a table, writes it as `scoreboard.md` and the numbers behind it as `scoreboard.json`. Exit code 1 where a hard
+line misses its target.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]  # the tests' helpers import each other by name
 
-from lines import LINES, REASONS, TAKES  # noqa: E402
+from lines import LINES, TAKES  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
@@ -34,7 +35,9 @@ LIMIT_SECONDS = 900  # for a line
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scoreboard", description=__doc__.split("\n")[0])
     parser.add_argument("lines", nargs="*", metavar="LINE", help="such as S14; by default all")
-    parser.add_argument("--out", type=Path, default=Path("scoreboard.json"), help="JSON file to write")
+    parser.add_argument(
+        "--out", type=Path, default=Path("scoreboard.json"), help="JSON file to write, with the table beside it"
+    )
     asked = parser.parse_args()
     for file in sorted(HERE.glob("lines_*.py")):
         importlib.import_module(file.stem)
@@ -44,6 +47,7 @@ def main() -> int:
     for name in asked.lines or LINES:
         board["lines"][name] = _take(name)
         asked.out.write_text(json.dumps(board, indent=1, default=str) + "\n")
+        asked.out.with_suffix(".md").write_text(_markdown(board))
     _print(board)
     return int(any(one["verdict"] in ("MISSED", "ERROR") and one["hard"] for one in board["lines"].values()))
 
@@ -51,8 +55,6 @@ def main() -> int:
 def _take(name: str) -> dict[str, object]:
     about = LINES[name]
     told = {"title": about.title, "target": about.target, "hard": about.hard}
-    if name in REASONS:
-        return told | {"verdict": "does not apply", "shown": REASONS[name], "seconds": 0.0}
     if name not in TAKES:
         return told | {"verdict": "not taken yet", "shown": "", "seconds": 0.0}
     print(f"{name}: {about.title} ...", file=sys.stderr, flush=True)
@@ -93,6 +95,23 @@ def _where() -> dict[str, object]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
     }
+
+
+def _markdown(board: dict) -> str:
+    where, versions = (
+        board["where"],
+        ", ".join(f"{n} {v}" for n, v in board["where"]["versions"].items() if n != "mmpre"),
+    )
+    changed = " with changes" if where["changed"] else ""
+    told = (
+        f"Taken on {where['date'][:10]} on {where['machine']}, {where['cores']} cores, Python {where['python']}, "
+        f"{versions}, at commit {where['commit'][:9]}{changed}.\n\n"
+        "| | figure | target | measured | verdict | seconds |\n| --- | --- | --- | --- | --- | --- |\n"
+    )
+    for name, one in board["lines"].items():
+        shown = one["shown"].replace("|", "\\|").replace("\n", " ")
+        told += f"| {name} | {one['title']} | {one['target']} | {shown} | {one['verdict']} | {one['seconds']:.0f} |\n"
+    return told
 
 
 def _print(board: dict) -> None:
