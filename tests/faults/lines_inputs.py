@@ -163,6 +163,7 @@ def mutants_of_inputs(folder: Path) -> Figure:
 
 def media() -> dict[str, list[tuple[str, bytes]]]:
     """Files of each modality, with their suffixes."""
+    import clips
     import safetensors.numpy
     import soundfile
 
@@ -177,6 +178,7 @@ def media() -> dict[str, list[tuple[str, bytes]]]:
     boxes = np.tile(np.float32([0, 0, 1, 1, 1, 1, 1]), (4, 1))
     regions = {"features": rng.random((4, 8), dtype=np.float32), "boxes": boxes}
     regions["soft"] = soft / soft.sum(1, keepdims=True)
+    film = clips.frames(12)
     sounds = []
     for suffix, kind in (("wav", "WAV"), ("flac", "FLAC"), ("ogg", "OGG")):
         buffer = io.BytesIO()
@@ -187,20 +189,25 @@ def media() -> dict[str, list[tuple[str, bytes]]]:
         "pictures": pictures,
         "regions": [("regions.safetensors", safetensors.numpy.save(regions))],
         "sound": sounds,
+        "video": [(suffix, clips.film(film, suffix)) for suffix in clips.CODECS]
+        + [(suffix, clips.animation(film, suffix)) for suffix in ("webp", "gif")],
     }
 
 
 def mutate_media(folder: Path, modality: str) -> None:
     from mmpre.data.contract import check_tokens
     from mmpre.data.sample import BadMember, Sample
+    from mmpre.data.video import Evenly, Video
     from mmpre.draw import Draw
     from mmpre.modalities.image_patches import ImageReader
     from mmpre.modalities.regions import RegionReader
     from mmpre.modalities.speech import FbankReader
     from mmpre.modalities.text import TextReader
+    from mmpre.modalities.video import VideoReader
 
     reader = {"text": lambda: TextReader("bytes"), "pictures": lambda: ImageReader(patch_px=8),
-              "regions": lambda: RegionReader(8, 7), "sound": lambda: FbankReader()}[modality]()  # fmt: skip
+              "regions": lambda: RegionReader(8, 7), "sound": lambda: FbankReader(),
+              "video": lambda: VideoReader(Video(sampling=Evenly(4)))}[modality]()  # fmt: skip
     files, tally, dice = media()[modality], Tally(folder), random.Random(12)
     draw = Draw.row(0, 0, 0, epoch=0, unit=0)
 
