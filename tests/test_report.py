@@ -247,7 +247,7 @@ def test_what_was_measured_stands_beside_untrained_trivial_and_chance(two, tmp_p
     answer = {
         "step": 8, "data": ["held"], "sets": [], "seed": 3, "date": "2026-01-01",
         "protocol": {"interval": "by bootstrap"},
-        "trained": {"tasks": {"mlm": {"loss": 1.5}}, "rows": 40, "results": [result(0.75, chance=0.25)]},
+        "trained": {"tasks": {"mlm": {"loss": 1.5, "words": 1.5}}, "rows": 40, "results": [result(0.75, chance=0.25)]},
         "untrained": {"tasks": {"mlm": {"loss": 4.5}}, "rows": 40, "results": [result(0.5)]},
         "trivial": {"results": [result(0.375)]}, "gain": {"<i>probe</i>": {"value": 0.25, "low": 0.2, "high": 0.3}},
         "known": {"probe": "others: 0.8"}, "not measured": {"this": "no tower"},
@@ -258,6 +258,7 @@ def test_what_was_measured_stands_beside_untrained_trivial_and_chance(two, tmp_p
     said = text_of(out)
     row = "<i>probe</i> 1,200 0.750 0.650 to 0.850 0.500 0.400 to 0.600 0.250 0.200 to 0.300 0.375 0.275 to 0.475 0.250"
     assert row in said and "<i>probe" not in out.read_text()
+    assert "mlm, words" not in said
     assert "mlm, loss 40 1.500 4.500" in said and said.index("step 8, on held") < said.index("step 4, on held")
     assert "by bootstrap. Seed 3" in said and "Known of probe: others: 0.8" in said
     assert "Not measured: this (no tower)" in said

@@ -327,6 +327,7 @@ def test_a_page_does_without_weights_and_without_data(shards, pair_run, tmp_path
     shutil.rmtree(moved)
     said = text_of(report([other]))
     assert "Left out of this page what the network of" in said and str(moved) in said
+    assert "name other shards by --data" in said
     assert main(["report", str(other), "--data", *shards[1]["valid"]]) is None
     assert "Left out" not in text_of(other / "report.html")
 

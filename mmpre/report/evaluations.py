@@ -46,6 +46,8 @@ def _table(answer: Mapping[str, Any]) -> Table:
     seen = answer["trained"].get("rows", 0)
     for task, values in answer["trained"]["tasks"].items():
         for name, value in values.items():
+            if name != "loss" and value == values.get("loss"):
+                continue  # a single term is the loss
             was = before.get(task, {}).get(name)
             rows.append((f"{task}, {name}", [(f"{seen:,}", ""), _plain(value), _plain(was), EMPTY, EMPTY, EMPTY]))
     used = [i for i in range(len(COLUMNS)) if any(cells[i] != EMPTY for _, cells in rows)]

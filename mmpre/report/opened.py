@@ -115,7 +115,10 @@ def open_run(path: Path, data: Sequence[str] = (), sidecar: str | None = None) -
         if first is None:
             raise RunError(f"{path} names no shards, so nothing can be shown to its network")
         urls, sidecar = tuple(first.data), first.sidecar
-    units = open_units(stage, urls, sidecar)
+    try:
+        units = open_units(stage, urls, sidecar)
+    except (ValueError, OSError) as e:
+        raise RunError(f"its rows cannot be read: {e}; name other shards by --data") from e
     return Opened(recipe, units, urls, held_out, opened.checkpoint.step, processes)
 
 

@@ -20,7 +20,7 @@ def try_to_open(run: Path, data: Sequence[str], sidecar: str | None) -> tuple[Op
         return open_run(run, data, sidecar), []
     except Exception as e:
         log.warning("%s: its network is not shown (%s)", run, e)
-        return None, [f"what the network of {run} makes of rows: {_reason(e)} (--data names other shards)"]
+        return None, [f"what the network of {run} makes of rows: {_reason(e)}"]
 
 
 def panels(opened: Opened, run: Path) -> tuple[str, list[Any], list[str]]:
