@@ -191,7 +191,7 @@ def test_other_things_that_cannot_be_done_are_said(two, tmp_path):
         report([])
 
 
-def test_an_interrupted_command_leaves_the_old_page_and_nothing_else(two, tmp_path, monkeypatch):
+def test_an_interrupted_command_leaves_the_old_page_and_nothing_else(tmp_path, monkeypatch):
     out = tmp_path / "page.html"
     out.write_text("old")
 

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from mmpre.aside import file_aside
 from mmpre.record_check import RunError
 from mmpre.report.account import Account, about, read
 from mmpre.report.chart import number
@@ -44,12 +44,8 @@ def report(
 def write(out: Path, text: str) -> None:
     """Put a text into a file that has its name only when it is whole."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
+    with file_aside(out) as aside:
         aside.write_text(text, encoding="utf-8")
-        os.replace(aside, out)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def render(accounts: Sequence[Account], data: Sequence[str] = (), sidecar: str | None = None) -> str:
