@@ -4,8 +4,13 @@ Debian package `augustus-doc`: Drosophila melanogaster, chr2R; bases in lower ca
 "chr2R" but counts from base 2,000,000 of it; read so, every coding sequence can be translated, which is checked here.
 """
 
+import hashlib
+import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+
+import numpy as np
 
 from mmpre.data_tools.archives import ArchiveError
 from mmpre.data_tools.card import EvalTask, write_card
@@ -22,14 +27,20 @@ FILES = ("data/chr2R.fa", "data/chr2R.2M-7M.fa", "results/scipio.gff")
 packages = (Apt("augustus-doc", tuple(f"{FOLDER}/{name}" for name in FILES)),)
 # the labelled part is not pretrained on; its last million bases are the test
 LABELLED, TEST, VALID = (2_000_000, 7_000_000), 6_000_000, (19_000_000, 20_000_000)
-tasks = tuple(
-    EvalTask(kind="classification", about=about, input="fa", target="genes", train="probe", baseline=baseline)
-    for about, baseline in (
-        ("windows of 128 bases wholly coding or not at all, balanced", "base counts 82.5 %, 3-mer ridge 87.2 %"),
-        ("windows of 256 bases wholly coding or not at all, balanced", "3-mer ridge 92.7 %, 4-mer ridge 94.8 %"),
-        ("true splice donors among random GT, 40 bases", "one-hot ridge 90.5 %, area under the curve 0.973"),
-        ("windows of 64 bases wholly coding or not at all, reading frame (3 ways), strand", None),
-    )
+WINDOWS = (64, 128)  # bases that are wholly coding or not at all
+DONOR = 20  # bases to each side of where a coding part ends
+PARTS = (("train", LABELLED[0], 5_500_000), ("valid", 5_500_000, TEST), ("test", TEST, LABELLED[1]))
+
+
+def _task(what: str, about: str, baseline: str | None) -> EvalTask:
+    splits = {name: f"{what}-{split}" for name, split in (("train", "train"), ("valid", "valid"), ("split", "test"))}
+    return EvalTask(kind="classification", about=about, input="fa", target="cls", baseline=baseline, **splits)
+
+
+tasks = (
+    _task("coding-64", "64 bases wholly coding or not at all, balanced", None),
+    _task("coding-128", "128 bases wholly coding or not at all, balanced", "base counts 82.5 %, 3-mer ridge 87.2 %"),
+    _task("donor", "true splice donors among other GT, 40 bases, balanced", "one-hot ridge 90.5 %"),
 )
 
 
@@ -37,12 +48,14 @@ def build(out: Path, *, source: Path | None = None, fetch: bool = False) -> Path
     """Write pieces of 65,536 bases: `fa`, `genes` (a letter a base) and `json` with coordinates and transcripts.
 
     `train` and `valid` are the parts of the chromosome without labels, `probe` (4 million bases) and `test` (1 million)
-    the labelled part.
+    the labelled part. Of that part come short windows with a class (`fa`, `cls`), for probes: `coding-64-train` and so
+    on, `coding-128-*`, `donor-*`, as many of each class; valid is its bases 5.5 to 6 million.
     """
     with unpacked(*packages, source=source, fetch=fetch) as got, whole_folder(out) as aside:
         bases, genes = read(got[0].folder / FOLDER)
         checks = check(bases, genes)
-        counts = write_splits(aside, _pieces(bases, genes), "augustus")
+        labelled = Sequence("chr2R", bases, {"species": "Drosophila melanogaster"}, genes)
+        counts = write_splits(aside, chain(_pieces(labelled), windows(labelled)), "augustus")
         write_card(aside, name="augustus", licence=licence, sources=got, counts=counts, tasks=tasks, genes=LEGEND,
                    bases=len(bases), **checks, split_rule="by position on chr2R: probe 2 to 6 Mb, test 6 to 7 Mb, "
                    "valid 19 to 20 Mb, train the rest")  # fmt: skip
@@ -76,11 +89,43 @@ def check(bases: str, genes: tuple[Gene, ...]) -> dict[str, int]:
     return {"transcripts": len(genes), "without_inner_stop": through, "beginning_with_ATG": begins}
 
 
-def _pieces(bases: str, genes: tuple[Gene, ...]) -> Iterator[tuple[str, Sample]]:
-    about = {"species": "Drosophila melanogaster"}
-    plain, labelled = Sequence("chr2R", bases, about), Sequence("chr2R", bases, about, genes)
+def windows(labelled: Sequence) -> Iterator[tuple[str, Sample]]:
+    """Short windows of the labelled part with their class: 1 where coding, or a true donor, 0 otherwise."""
+    bases, track = labelled.bases.upper(), np.frombuffer(labelled.track.encode(), dtype=np.uint8)
+    coding = np.isin(track, np.frombuffer(b"012abc", dtype=np.uint8))
+    before = np.concatenate([[0], np.cumsum(coding)])
+    donors = _donors(bases, labelled.genes)
+    for split, start, end in PARTS:
+        for size in WINDOWS:
+            first = np.arange(start, end - size + 1, max(WINDOWS))
+            share = before[first + size] - before[first]
+            yield from _balanced(f"coding-{size}-{split}", bases, size, first[share == size], first[share == 0])
+        mine = np.array(sorted(at for at in donors if start <= at - DONOR and at + DONOR <= end), dtype=np.int64)
+        others = [at.start() for at in re.finditer("(?=GT)", bases[start + DONOR : end - DONOR])]
+        others = np.setdiff1d(np.array(others, dtype=np.int64) + start + DONOR, mine)
+        yield from _balanced(f"donor-{split}", bases, 2 * DONOR, mine - DONOR, others - DONOR)
+
+
+def _donors(bases: str, genes: tuple[Gene, ...]) -> set[int]:
+    """Where an intron begins with GT, on the strand as written."""
+    ends = {end for gene in genes if gene.strand == "+" for _, end in gene.parts[:-1]}
+    return {at for at in ends if bases[at : at + 2] == "GT"}
+
+
+def _balanced(place: str, bases: str, size: int, yes: np.ndarray, no: np.ndarray) -> Iterator[tuple[str, Sample]]:
+    """As many windows of each class, drawn from the place's name alone."""
+    seed = int(hashlib.sha1(place.encode()).hexdigest()[:8], 16)
+    rng, count = np.random.default_rng(seed), min(len(yes), len(no))
+    chosen = [(int(at), label) for label, some in enumerate((no, yes)) for at in rng.permutation(some)[:count]]
+    for at, label in sorted(chosen):
+        window = f">chr2R:{at}-{at + size}\n{bases[at : at + size]}\n"
+        yield place, {"__key__": f"{place}-{at:09d}", "fa": window, "cls": str(label)}
+
+
+def _pieces(labelled: Sequence) -> Iterator[tuple[str, Sample]]:
+    plain, size = Sequence("chr2R", labelled.bases, labelled.about), len(labelled.bases)
     borders = [(0, LABELLED[0], "train"), (LABELLED[0], TEST, "probe"), (TEST, LABELLED[1], "test"),
-               (LABELLED[1], VALID[0], "train"), (*VALID, "valid"), (VALID[1], len(bases), "train")]  # fmt: skip
+               (LABELLED[1], VALID[0], "train"), (*VALID, "valid"), (VALID[1], size, "train")]  # fmt: skip
     for start, end, split in borders:
         for _, sample in (labelled if split in ("probe", "test") else plain).pieces(start, end):
             yield split, sample

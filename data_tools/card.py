@@ -14,10 +14,11 @@ from mmpre.data_tools.packages import Got
 class EvalTask:
     """What a model can be evaluated by on held-out samples of a set.
 
-    `input` and `target` name members of a sample, such as "txt", or fields of its JSON, such as "json:year". Samples
-    whose `group` is equal are right answers of each other. A probe is fitted on `train` and chosen on `valid`; splits
-    may be those of another set that stands beside this one ("../other/train"). `labels` limits a task to samples with
-    these targets. `baseline` is what is known of simple methods and of chance, in plain words.
+    `input` and `target` name members of a sample, such as "txt" or, where sets differ, "ogg|wav", or fields of its
+    JSON, such as "json:year". Samples whose `group` is equal are right answers of each other. A probe is fitted on
+    `train` and chosen on `valid`; splits may be those of another set that stands beside this one ("../other/train").
+    `labels` limits a task to samples with these targets. `baseline` is what is known of simple methods and of chance,
+    in plain words.
     """
 
     kind: Literal["classification", "retrieval", "regression", "transcription", "detection", "link prediction"]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from mmpre.data_tools.card import EvalTask, write_card
 from mmpre.data_tools.folder import whole_folder
@@ -36,16 +36,18 @@ tasks = (
 TONE = re.compile(r"-1f3f[b-f]")
 
 
-def build(out: Path, *, source: Path | None = None, fetch: bool = False) -> Path:
-    """Write clips as they come: `webp`, `txt` (the concept's name) and `json`; pictures that do not move in `stills`.
+def build(out: Path, *, source: Path | None = None, fetch: bool = False, side_px: int = 0, most: int = 16) -> Path:
+    """Write clips: `webp`, `txt` (the concept's name) and `json`; pictures that do not move in `stills`.
 
-    No concept stands both in `stills` and among the clips.
+    They are written as they come, 256 pixels and some 72 frames, or, where `side_px` is given, that large and with
+    `most` frames at most, evenly spread, on white: such clips decode ten times as fast. No concept stands both in
+    `stills` and among the clips.
     """
     with unpacked(*packages, source=source, fetch=fetch) as (*clips, names), whole_folder(out) as aside:
         known = read_names(names.folder)
-        counts = write_splits(aside, samples(clips, known), "fluent_emoji")
+        counts = write_splits(aside, samples(clips, known, side_px, most), "fluent_emoji")
         write_card(aside, name="fluent_emoji", licence=licence, sources=(*clips, names), counts=counts, tasks=tasks,
-                   frames_per_second=24,
+                   frames_per_second=24, side_px=side_px, most_frames=most if side_px else None,
                    split_rule=f"by file name without the skin tone; stills apart: {RULE}")  # fmt: skip
     return out
 
@@ -64,7 +66,9 @@ def read_names(folder: Path) -> dict[str, dict[str, Any]]:
     return known
 
 
-def samples(clips: Iterable[Got], known: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Sample]]:
+def samples(
+    clips: Iterable[Got], known: Mapping[str, Mapping[str, Any]], side_px: int = 0, most: int = 16
+) -> Iterator[tuple[str, Sample]]:
     for got in clips:
         for path in sorted((got.folder / "assets").glob("*.webp")):
             content = path.read_bytes()
@@ -77,5 +81,21 @@ def samples(clips: Iterable[Got], known: Mapping[str, Mapping[str, Any]]) -> Ite
             told = {"concept": concept, "package": got.package, "frames": frames, **about}
             yield split_of(concept) if frames > 1 else "stills", {
                 "__key__": f"{got.package.rpartition('-')[2]}/{path.stem}",
-                "webp": content, "txt": about["concept_label"], "json": json.dumps(told, ensure_ascii=False),
+                "webp": smaller(content, side_px, most) if side_px else content, "txt": about["concept_label"],
+                "json": json.dumps(told, ensure_ascii=False),
             }  # fmt: skip
+
+
+def smaller(content: bytes, side_px: int, most: int) -> bytes:
+    """A clip with fewer and smaller frames, laid on white, of the same length in time."""
+    with Image.open(io.BytesIO(content)) as picture:
+        count, frames, ms = min(most, picture.n_frames), [], 0
+        wanted = [i * picture.n_frames // count for i in range(count)]
+        for i, frame in enumerate(ImageSequence.Iterator(picture)):
+            ms += frame.info.get("duration", 0)
+            if i in wanted:
+                frame = frame.convert("RGBA").resize((side_px, side_px), Image.Resampling.BOX)
+                frames.append(Image.alpha_composite(Image.new("RGBA", frame.size, "white"), frame).convert("RGB"))
+    out = io.BytesIO()
+    frames[0].save(out, "WEBP", save_all=True, append_images=frames[1:], quality=90, duration=max(1, ms // count))
+    return out.getvalue()

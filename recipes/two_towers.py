@@ -13,11 +13,13 @@ from typing import Literal
 from torch import nn
 
 from mmpre.data.audio import Audio
+from mmpre.data.video import Segments, Video
 from mmpre.encoder import llama_encoder
 from mmpre.heads.pool import Mean, Tower
 from mmpre.modalities.image_patches import ImagePatches, ImageReader, random_crops
 from mmpre.modalities.speech import FbankReader, Speech
 from mmpre.modalities.text import Text, TextReader
+from mmpre.modalities.video import VideoReader, VideoTubelets
 from mmpre.network import Network
 from mmpre.objectives.contrast import Contrast, InfoNCE, SigLIP
 from mmpre.optim import AdamW, Cosine
@@ -28,10 +30,11 @@ from mmpre.view import View
 def two_towers(
     data: tuple[str, ...] = (),  # shards to train on; each sample has a thing and a text
     valid: tuple[str, ...] = (),  # held-out shards
-    thing: Literal["image_patches", "speech", "code"] = "image_patches",  # what stands beside the text
+    thing: Literal["image_patches", "video", "speech", "code"] = "image_patches",  # what stands beside the text
     tokenizer: str = "bytes",  # of texts: path of a tokenizer.json, or bytes
     patch_px: int = 16,  # side of a picture's patch
     side_px: int = 224,  # of the squares that are cut from pictures at random and flipped
+    frames: int = 8,  # of a clip, evenly spread; two make a tubelet
     stack: int = 4,  # mel frames of 10 ms in a token of speech
     length: int = 64,  # tokens of a text at most
     thing_length: int = 256,  # tokens of a thing at most
@@ -51,6 +54,10 @@ def two_towers(
     ways = {
         "image_patches": lambda: ImagePatches(
             ImageReader(patch_px, random_crops(side_px, least=0.5), thing_length), width=width
+        ),
+        "video": lambda: VideoTubelets(
+            VideoReader(Video(sampling=Segments(frames), side_px=side_px), patch_px, max_patches=thing_length),
+            width=width,
         ),
         "speech": lambda: Speech(FbankReader(Audio(seconds=thing_length * stack / 100), stack=stack), width=width),
         "code": lambda: Text(

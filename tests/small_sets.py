@@ -137,7 +137,7 @@ def fasta(*sequences, width=50):
 
 
 def make_augustus(folder):
-    """A chromosome of 21 million bases without any coding, but for a gene on each strand in the labelled part."""
+    """A chromosome of 21 million bases without any coding, but for two short genes and a longer one, labelled."""
     bases = np.full(21_000_000, ord("t"), dtype=np.uint8)
 
     def put(at, text):
@@ -146,8 +146,14 @@ def make_augustus(folder):
     put(2_000_100, "ATGGC")  # with the next part: ATG GCC TAA
     put(2_000_205, "CTAA")
     put(6_000_003, "TTACAT")  # the other way round: ATG TAA
+    put(3_000_000, "ATG" + "GCC" * 198 + "TAA")
     text = bases.tobytes().decode()
-    rows = [("101", "105", "+", "1"), ("206", "209", "+", "1"), ("4000004", "4000009", "-", "2")]
+    rows = [
+        ("101", "105", "+", "1"),
+        ("206", "209", "+", "1"),
+        ("4000004", "4000009", "-", "2"),
+        ("1000001", "1000600", "+", "3"),
+    ]
     table = "".join(f'chr2R\tScipio\tCDS\t{a}\t{b}\t1.0\t{s}\t0\ttranscript_id "{n}"\n'
                     for a, b, s, n in rows)  # fmt: skip
     inside = {

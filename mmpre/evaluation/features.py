@@ -31,8 +31,8 @@ class Vectors:
 
 
 def role_of(readers: Mapping[str, Reader], member: str) -> str | None:
-    """The role that reads a member, None where none does."""
-    return next((role for role, reader in readers.items() if member in reader.suffixes), None)
+    """The role that reads a member ("ogg|wav": or one of several), None where none does."""
+    return next((role for role, one in readers.items() if set(member.split("|")) & set(one.suffixes)), None)
 
 
 def pooled(network: Network, member: str, samples: Iterable[tuple[int, Sample]]) -> Vectors:
@@ -106,7 +106,7 @@ def tokenized(reader: Reader, member: str, samples: Iterable[tuple[int, Sample]]
     """The tokens of each window of each sample's member, read without chance; what cannot be read is left out."""
     reader = reader.still() if hasattr(reader, "still") else reader
     for number, sample in samples:
-        others = set(reader.suffixes) - {member}
+        others = set(reader.suffixes) - set(member.split("|"))
         sample = replace(sample, members={k: v for k, v in sample.members.items() if k not in others})
         try:
             windows = len(reader.windows(sample)) if getattr(reader, "windowed", False) else 1

@@ -48,7 +48,7 @@ class Subject:
     def tower(self, member: str) -> tuple[str, nn.Module] | None:
         """The role and the tower that read a member."""
         for role, tower in self.recipe.towers.items():
-            if member in tower.net.readers[role].suffixes:
+            if role_of({role: tower.net.readers[role]}, member):
                 return role, tower
         return None
 
