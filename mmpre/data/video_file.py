@@ -184,8 +184,6 @@ class _Decord:
         decord.logging.set_level(decord.logging.QUIET)
         self.reader = decord.VideoReader(io.BytesIO(data), num_threads=1)
         self.count = len(self.reader)
-        if self.count:
-            _check_size(*self.reader[0].shape[1::-1])
 
     def times(self) -> list[float]:
         return self.reader.get_frame_timestamp(list(range(self.count)))[:, 0].tolist()
@@ -193,7 +191,9 @@ class _Decord:
     def frames(self, index: Sequence[int]) -> Iterator[tuple[np.ndarray, float]]:
         times = self.times()
         for i in index:
-            yield self.reader[i].asnumpy(), times[i]
+            frame = self.reader[i]  # it tells its size no earlier; the process's limit of memory holds until then
+            _check_size(*frame.shape[1::-1])
+            yield frame.asnumpy(), times[i]
 
 
 def _check_size(width: int, height: int) -> None:
