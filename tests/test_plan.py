@@ -37,7 +37,7 @@ TONES = Path(__file__).parent / "tones.py"
 SMALL = dict(width=64, depth=2, heads=4, length=64, batch=16, micro_batches=1, steps=8, warmup=1, dropout=0.0)
 
 
-@pytest.mark.parametrize("recipe", ["bert", "mae", "mosaicbert", "two_stage", "uniter"])
+@pytest.mark.parametrize("recipe", ["bert", "mae", "masked", "mosaicbert", "two_stage", "uniter"])
 def test_parameters_are_exact_and_every_task_of_every_recipe_can_be_planned(recipe):
     told = plan(recipe, scale="tiny")
     module = find_recipe(recipe).build(find_recipe(recipe).numbers("tiny", {})).module()
@@ -78,7 +78,7 @@ def measured(tmp_path, recipe, scale=None, **numbers):
     with ShardWriter(str(tmp_path / "s-%03d.tar"), verbose=0) as sink:
         for i in range(70):
             sink.write({"__key__": f"k{i}"} | made)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
         mmpre.train(recipe, scale=scale, out=tmp_path / "run", data=(str(tmp_path),), options=RunOptions(workers=0),
                     **numbers)  # fmt: skip
     events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
