@@ -98,7 +98,10 @@ def export(run: Path | str, out: Path | str, *, to: str | None = None, best: boo
         notes += [f"{', '.join(left)} of the modality: the class has no place for it"] if left else []
         checks = [same, *exporter.check(recipe, aside)]
         if wrong := [one.line() for one in checks if not one.good]:
-            raise ExportError(f"{run} was not exported: {exporter.target} gives something else: {'; '.join(wrong)}")
+            raise ExportError(
+                f"{run} was not exported: {exporter.target} gives something else: {'; '.join(wrong)}; use the "
+                "run itself meanwhile (`mmpre embed`), and report this to whoever wrote the exporter"
+            )
         about = {
             "recipe": opened.record["recipe"]["name"], "scale": opened.record["scale"], "step": step,
             "seed": opened.record["options"]["seed"], "class": exporter.target,

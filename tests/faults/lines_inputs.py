@@ -284,5 +284,6 @@ def messages(folder: Path) -> Figure:
     good = {fault for fault, some in told.items() if any(NAMES.search(one) and STEP.search(one) for one in some)}
     bad = {fault: some[:3] for fault, some in told.items() if fault not in good}
     share = len(good) / len(told)
-    numbers = {"faults": len(told), "good": len(good), "others": bad, "tests": out.strip().splitlines()[-1:]}
+    ends = [text for text in out.splitlines() if text.startswith("FAILED") or " passed" in text]
+    numbers = {"faults": len(told), "good": len(good), "others": bad, "tests": ends}
     return Figure(f"{share:.0%} ({len(good)} of {len(told)} faults that end in an error)", share >= 0.95, numbers)
