@@ -174,6 +174,7 @@ def test_a_further_language_is_a_grammar_and_a_table():
         ("x = " + "(" * 10_000 + "1" + ")" * 10_000, PYTHON, "nested too deeply"),
         ("x = " + "[" * 10_000 + "]" * 10_000, JAVASCRIPT, "nested too deeply"),
         ("class A { int x = " + "-(" * 10_000 + "1" + ")" * 10_000 + "; }", JAVA, "nested too deeply"),
+        ("a<" * 50_000, JAVA, "nested too deeply"),  # 16,000 bytes of it take the parser a gigabyte
         ("(" * 50_000, PYTHON, "not code"),
         ("".join("  " * i + "for a in b:\n" for i in range(40)) + "  " * 40 + "a = b\n", PYTHON, "flow too long"),
         ("(" + ",".join("a" * 2_000) + ") = (" + ",".join("b" * 1_999) + ")", PYTHON, "flow too long"),

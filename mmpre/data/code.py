@@ -7,6 +7,7 @@ JavaScript what was before an `if` with an `else` does not come out of it again,
 """
 
 import importlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -41,6 +42,7 @@ class Language:
     alternatives: frozenset[str] = frozenset({"else_clause"})
     each: tuple[tuple[str, str, str, str], ...] = ()
     loops: frozenset[str] = frozenset({"for_statement", "while_statement", "do_statement"})
+    generics: bool = False  # whether < may open something: what stays open costs the parser its square in memory
     clauses: frozenset[str] = frozenset()  # of comprehensions: they bind before the rest is read
 
 
@@ -52,7 +54,7 @@ PYTHON = Language(
     clauses=frozenset({"for_in_clause"}),
 )  # fmt: skip
 JAVA = Language(
-    "java", "tree_sitter_java", comments=frozenset({"line_comment", "block_comment"}),
+    "java", "tree_sitter_java", generics=True, comments=frozenset({"line_comment", "block_comment"}),
     whole=frozenset({"string_literal"}), assignments=frozenset({"assignment_expression"}),
     each=(("enhanced_for_statement", "name", "value", "body"),),
 )  # fmt: skip
@@ -96,6 +98,9 @@ def read_code(text: str, language: Language, *, most_errors: float = 0.1) -> Cod
     its flow takes too long, and where there is no code in it.
     """
     source = text.removeprefix("\ufeff").encode()
+    if language.generics and max(part.count(b"<") for part in re.split(rb"[;{}]", source)) > MAX_DEPTH:
+        detail = f"more than {MAX_DEPTH:,} signs < stand in one statement; leave it out"
+        raise BadMember("nested too deeply", language.suffix, detail)
     tree = _Tree(source, language)
     if not tree.tokens:
         raise BadMember("no code", language.suffix, "there is no code in it, only white space or comments")
