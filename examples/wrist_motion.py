@@ -1,35 +1,31 @@
 """Motion of the wrist, from a watch: acceleration and rotation, six numbers 50 times a second. All of it in this file.
 mmpre data build ./wrist_motion.py --fetch --out shards
 mmpre train ./wrist_motion.py --data shards/train --valid shards/valid --out run
-mmpre eval run --data shards/test
+mmpre eval run
 Data: package `seglearn` (BSD), 140 recordings of 7 shoulder exercises by 10 people; nobody stands in two splits.
 """
 
 import io
 import pickle
-from dataclasses import dataclass
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 
 from mmpre import Recipe, Stage, Task, View
-from mmpre.data.index import open_shards
 from mmpre.data.sample import BadMember
-from mmpre.data.shards import ShardReader, shard_writer
-from mmpre.data.units import Units
+from mmpre.data.shards import shard_writer
+from mmpre.data_tools.card import EvalTask, write_card
 from mmpre.data_tools.packages import Pip, unpacked
-from mmpre.draw import Draw
 from mmpre.encoder import vit_encoder
-from mmpre.evaluation.results import mean
 from mmpre.heads.pixels import Pixels
 from mmpre.masking.corrupt import HideAll
 from mmpre.masking.spans import StartedSpans
 from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
 from mmpre.optim import AdamW, Cosine
-from mmpre.tokens import Tokens, pack
+from mmpre.tokens import Tokens
 
 description, licence, size = "shoulder exercises, from a watch", "BSD", "11 MB"
 CHANNELS, WINDOW, SPLITS = 6, 256, {"train": range(1, 8), "valid": [8], "test": [9, 10]}  # numbers of people
@@ -48,12 +44,17 @@ def build(out: Path, *, source: Path | None = None, fetch: bool = False) -> Path
         file = io.BytesIO((got.folder / "data/watch_dataset.npy").read_bytes())
     np.lib.format.read_magic(file), np.lib.format.read_array_header_1_0(file)
     watch = NumbersOnly(file, encoding="latin1").load().item()
+    counts = Counter()
     for split, people in SPLITS.items():
         with shard_writer(out / split, prefix=split) as sink:
             for i in np.flatnonzero(np.isin(watch["subject"], people)):
                 for start in range(0, len(watch["X"][i]) - WINDOW + 1, WINDOW // 2):
                     np.save(data := io.BytesIO(), watch["X"][i][start : start + WINDOW].astype(np.float32))
                     sink.write({"__key__": f"{i}-{start}", "npy": data.getvalue(), "cls": str(watch["y"][i])})
+                    counts[split] += 1
+    task = EvalTask(kind="classification", about="the exercise, of 7", input="npy", target="cls")  # for mmpre eval
+    rule = "by person: 1 to 7 train, 8 valid, 9 and 10 test"
+    write_card(out, name="wrist", licence=licence, sources=[got], counts=counts, split_rule=rule, tasks=[task])
     return out
 
 
@@ -86,24 +87,6 @@ class Motion(torch.nn.Module):  # eight samples are a token, 0.16 s
         return torch.where(replaced_N[:, None], self.mask_D, self.project(f_NE)) + self.position(tokens["position"])
 
 
-@dataclass(frozen=True)
-class Exercises:  # which one it is, by logistic regression on the mean of the states of other people
-    network: torch.nn.Module
-    train: tuple[str, ...]
-
-    @torch.no_grad()
-    def run(self, units, processes):
-        both, draw, view = [], Draw.row(0, 0, 0, epoch=0, unit=0), View()
-        for some in (Units(ShardReader(open_shards(self.train))), units):
-            samples = [some.sample(i) for i in range(len(some))]
-            batch = pack([view.row(one, self.network.readers, draw, None) for one in samples], view.attend.plan)
-            state_BnD = self.network(batch.to(processes.device)).unflatten(0, (len(samples), -1))
-            both += [state_BnD.mean(1).cpu().numpy(), np.array([int(one.text(("cls",))) for one in samples])]
-        x, y, x_new, y_new = both
-        right = LogisticRegression(C=0.1, max_iter=2_000).fit(x / x.std(0), y).predict(x_new / x.std(0)) == y_new
-        return [mean("exercise, of 7", right, chance=float((y_new == np.bincount(y).argmax()).mean()))]
-
-
 def wrist_motion(
     data: tuple[str, ...] = (),  # shards to train on
     valid: tuple[str, ...] = (),  # held-out shards
@@ -116,4 +99,4 @@ def wrist_motion(
     task = Task("motion", view, OnePass(network, [Predict("hidden", head)]))
     optimizer = AdamW(lr=3e-3, weight_decay=0.05, schedule=Cosine(warmup=steps // 10, total=steps))
     stage = Stage(tasks=[task], data=data, valid=valid, steps=steps, batch=64, optimizer=optimizer)
-    return Recipe([stage], network, evaluations=[Exercises(network, data)])
+    return Recipe([stage], network)

@@ -173,14 +173,14 @@ def eval_(rest: list[str]) -> None:
             best: Use the weights with the best held-out loss, not the newest.
             rows: Rows that the tasks' losses are taken over, at most.
             json: Print JSON for programs.
-            table: Measure nothing, print what was measured before as a table in Markdown.
+            table: Measure nothing, print how runs were made and what was measured before, in Markdown.
         """
         from mmpre import evaluate as evaluation
 
         if not runs:
             sys.exit("mmpre eval: name the folder of a run")
         if table:
-            print(evaluation.markdown([one for run in runs for one in evaluation.kept(Path(run))]))
+            print(evaluation.page([Path(run) for run in runs]))
             return
         for run in runs:
             answer = evaluation.evaluate(run, data=data, sidecar=sidecar, best=best, rows=rows, sets=on)

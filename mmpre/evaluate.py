@@ -33,6 +33,7 @@ from mmpre.evaluation.suite import (
 from mmpre.loop import Context, held_out
 from mmpre.processes import Processes
 from mmpre.recipe import Recipe, Stage
+from mmpre.report.account import again
 from mmpre.run import Run, RunError, load, open_units
 from mmpre.strict_json import read as read_json
 
@@ -168,8 +169,26 @@ def table(heading: str, answer: Mapping[str, Any]) -> Table:
     return shown
 
 
+def page(runs: Sequence[Path]) -> str:
+    """For a page in Markdown: how each run was made, and what was measured of it, as its folder says."""
+    return "\n\n".join(_made(run) + "\n" + markdown(kept(run)) for run in runs)
+
+
+def _made(run: Path) -> str:
+    opened = load(run)
+    record, outcome = opened.record, opened.record.get("outcome", {})
+    environment = record.get("environment", {})
+    told = [f"seed {record['options']['seed']}", f"commit {str(environment.get('commit', 'unknown'))[:7]}"]
+    told += [f"{environment[name]} {name}" for name in ("threads", "processes") if name in environment]
+    told += [f"torch {environment.get('torch')}", f"started {record['started']}"]
+    if "at" in outcome:
+        took = datetime.fromisoformat(outcome["at"]) - datetime.fromisoformat(record["started"])
+        told.append(f"{outcome['step']:,} steps in {took.total_seconds() / 60:.1f} minutes, starting included")
+    return f"```\n{again(record, opened.found)}\n```\n\n{', '.join(told)}.\n"
+
+
 def markdown(answers: Sequence[Mapping[str, Any]]) -> str:
-    """The cards' results of some evaluations as a table for a page; nothing is rounded but for showing it."""
+    """Results of some evaluations as a table; nothing is rounded but for showing it."""
     lines = ["| measure | n | trained | untrained | better by | bag of pieces | chance |",
              "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
     for answer in answers:

@@ -87,9 +87,10 @@ def test_the_example_builds_trains_and_is_probed(tmp_path):
     shards = find_data_set(str(EXAMPLE)).build(tmp_path / "shards", source=watch(tmp_path))
     paths = {split: (str(shards / split),) for split in ("train", "valid", "test")}
     run = mmpre.train(EXAMPLE, out=tmp_path / "run", data=paths["train"], valid=paths["valid"], width=32, steps=25)
-    answer = evaluate(run, data=paths["test"])
+    answer = evaluate(run)
     assert answer["trained"]["tasks"]["motion"]["loss"] < answer["untrained"]["tasks"]["motion"]["loss"]
-    (probe,) = answer["trained"]["results"]
+    probe = answer["trained"]["results"][0]
+    assert probe["name"] == "wrist: the exercise, of 7: linear probe"
     assert probe["value"] > 0.5 > 0.2 > probe["chance"] and probe["n"] == 2 * 7 * 2
 
 

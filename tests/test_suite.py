@@ -154,7 +154,9 @@ def test_a_run_is_measured_by_the_card_of_its_data_and_keeps_what_was_found(run,
     assert set(answer["gain"]) >= {"grey: brightness: linear probe", "grey: how bright: mean error"}
     assert evaluate(run)["trained"] == answer["trained"] and len(kept(run)) == 1  # in place of the first
     main(["eval", str(run), "--table"])
-    assert capsys.readouterr().out.strip() == markdown(kept(run))
+    printed = capsys.readouterr().out.strip()
+    assert printed.endswith(markdown(kept(run))) and "mmpre train masked --scale tiny" in printed
+    assert "seed 0" in printed and "4 steps in 0.0 minutes" in printed
     assert "| grey: brightness: linear probe | 30 | 1.000 (1.000 to 1.000) |" in markdown(kept(run))
 
 

@@ -226,7 +226,8 @@ def spread_of(task: CardTask, subject: Subject) -> list[Result]:
     """Measures of collapse on the samples that a task reads."""
     if task.missing() or not subject.reads(task.input):
         return []
-    return collapse(f"{task.set} {task.input}", subject.means(task, task.split, TEST_ROWS, task.input).x_LSD[-1])
+    member = task.input.replace("|", " or ")
+    return collapse(f"{task.set} {member}", subject.means(task, task.split, TEST_ROWS, task.input).x_LSD[-1])
 
 
 def title(task: CardTask) -> str:
