@@ -37,7 +37,7 @@ TONES = Path(__file__).parent / "tones.py"
 SMALL = dict(width=64, depth=2, heads=4, length=64, batch=16, micro_batches=1, steps=8, warmup=1, dropout=0.0)
 
 
-@pytest.mark.parametrize("recipe", ["bert", "mae", "masked", "mosaicbert", "two_stage", "uniter"])
+@pytest.mark.parametrize("recipe", ["bert", "mae", "masked", "mosaicbert", "two_stage", "two_towers", "uniter"])
 def test_parameters_are_exact_and_every_task_of_every_recipe_can_be_planned(recipe):
     told = plan(recipe, scale="tiny")
     module = find_recipe(recipe).build(find_recipe(recipe).numbers("tiny", {})).module()

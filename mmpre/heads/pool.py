@@ -23,7 +23,8 @@ class First(nn.Module):
 class Mean(nn.Module):
     """The mean state of a role's tokens, special ones left out unless `special` says otherwise.
 
-    Raises ValueError for a row without such a token.
+    A row without such a token is a ValueError on a CPU. Elsewhere its mean is not a number, which the guard against
+    non-finite steps tells with the row's key: to look for it would hold up the device in every step.
     """
 
     def __init__(self, role: str, *, special: bool = False) -> None:
@@ -32,16 +33,18 @@ class Mean(nn.Module):
 
     def forward(self, net: Network, batch: Batch) -> Float[Tensor, "B D"]:
         state_ND = net(batch, at=batch.layout.index[self.role])
-        length_B = batch.layout.lengths[self.role]
+        length_B = batch.layout.lengths[self.role].to(state_ND.device)
+        counted_N1 = torch.ones_like(state_ND[:, :1])
         if not self.special:
-            ordinary_N = batch.seen[self.role].special_N < 0
-            row_N = torch.repeat_interleave(torch.arange(len(length_B)), length_B)
-            length_B = torch.bincount(row_N[ordinary_N.cpu()], minlength=len(length_B))
-            state_ND = state_ND[ordinary_N]
-        if (length_B == 0).any():
-            row = int((length_B == 0).nonzero()[0])
+            counted_N1 = counted_N1 * (batch.seen[self.role].special_N < 0)[:, None]
+        sum_BD, count_B1 = (
+            torch.segment_reduce(one, "sum", lengths=length_B, axis=0, unsafe=True)
+            for one in (state_ND * counted_N1, counted_N1)
+        )
+        if count_B1.device.type == "cpu" and not count_B1.all():
+            row = int((count_B1 == 0).nonzero()[0, 0])
             raise ValueError(f"Mean: row {batch.keys[row]!r} has no token of role {self.role!r} to take the mean of")
-        return torch.segment_reduce(state_ND, "mean", lengths=length_B.to(state_ND.device), axis=0, unsafe=True)
+        return sum_BD / count_B1
 
 
 class Tower(nn.Module):
