@@ -4,7 +4,7 @@ Paper    Radford et al. 2021 (CLIP, arXiv:2103.00020); with `sigmoid` Zhai et al
 Follows  symmetric cross-entropy over cosines with a learned temperature that starts at 0.07, or the sigmoid loss with a
          learned scale and bias; one linear map to a shared space of unit vectors
 Differs  towers are this project's plain encoders, as in recipes/masked.py, and the mean of their states is taken
-Expect   tiny: RESULTS.md
+Expect   not run at paper scale; tiny: RESULTS.md
 Run      mmpre train two_towers --scale tiny --thing image_patches --data "pictures/*.tar"
 """
 
