@@ -5,6 +5,7 @@ well; here every parameter counts its own steps, as torch's optimizers do, so th
 corrected for its own bias and a checkpoint holds all there is.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -12,12 +13,14 @@ from torch import Tensor
 
 
 class Lamb(torch.optim.Optimizer):
-    """`adapt` (of a group, by default True) False leaves out the scaling: the step is Adam's."""
+    """Groups may say otherwise: without `adapt` nothing is scaled, so the step is Adam's; without `correct` the moments
+    are taken as they are, though they start at 0, as the Adam of BERT's authors does."""
 
     def __init__(
         self, groups: Iterable[dict], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0
     ) -> None:
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "adapt": True})
+        defaults = {"adapt": True, "correct": True}
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, **defaults})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -33,7 +36,7 @@ class Lamb(torch.optim.Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(weight)
         (first, second), (m, v) = group["betas"], (state["exp_avg"], state["exp_avg_sq"])
         state["step"] += 1
-        count = state["step"].item()
+        count = state["step"].item() if group["correct"] else math.inf  # both divisors are then 1
         m.lerp_(grad, 1 - first)
         v.mul_(second).addcmul_(grad, grad, value=1 - second)
         root = (v / (1 - second**count)).sqrt_().add_(group["eps"])

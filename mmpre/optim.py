@@ -125,16 +125,21 @@ class AdamW(_Adaptive):
     Parameters whose name holds one of `no_decay`, and every parameter with a single dimension where `decay_vectors`
     is False, are not decayed. A step shrinks the others by `weight_decay` times the learning rate or, with
     `decay_by_schedule`, by `weight_decay` times the schedule's factor alone, which is the paper's own rule and that of
-    MosaicML's DecoupledAdamW. `rates` are peak learning rates of parameters whose name holds a part, in place of `lr`;
-    `layers` makes them fall towards the input.
+    MosaicML's DecoupledAdamW. Without `bias_correction` the moments count as they are, as in BERT's and ELECTRA's own
+    code, which makes the first steps longer. `rates` are peak learning rates of parameters whose name holds a part, in
+    place of `lr`; `layers` makes them fall towards the input.
     """
 
     decay_by_schedule: bool = False
+    bias_correction: bool = True
 
     def build(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         groups = self.groups(parameters)
         if self.decay_by_schedule:
             groups = [group | {"weight_decay": group["weight_decay"] / group["peak_lr"]} for group in groups]
+        if not self.bias_correction:
+            groups = [group | {"adapt": False, "correct": False} for group in groups]
+            return Lamb(groups, lr=self.lr, betas=self.betas, eps=self.eps)
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
 
 

@@ -65,6 +65,24 @@ def test_lamb_is_the_papers_algorithm_and_timms():
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 
 
+def test_adam_without_bias_correction_is_that_of_berts_authors():
+    lr, betas, eps, decay = 5e-2, (0.9, 0.999), 1e-6, 0.01
+    ours = trained(AdamW(lr=lr, schedule=FLAT, betas=betas, eps=eps, weight_decay=decay, bias_correction=False), 20)
+    parameters = some_parameters()
+    x = [p.detach().double() for _, p in parameters]
+    m, v = ([torch.zeros_like(one) for one in x] for _ in range(2))
+    for step in range(20):
+        some_gradients(parameters, step)
+        for i, (_, parameter) in enumerate(parameters):
+            grad = parameter.grad.double()
+            m[i] = betas[0] * m[i] + (1 - betas[0]) * grad
+            v[i] = betas[1] * v[i] + (1 - betas[1]) * grad**2
+            x[i] = x[i] - lr * (m[i] / (v[i].sqrt() + eps) + (decay if parameter.ndim > 1 else 0.0) * x[i])
+    torch.testing.assert_close(ours, [one.float() for one in x], atol=1e-5, rtol=1e-5)
+    corrected = trained(AdamW(lr=lr, schedule=FLAT, betas=betas, eps=eps, weight_decay=decay), 20)
+    assert not torch.allclose(ours[0], corrected[0], atol=0.1)
+
+
 def test_lamb_leaves_alone_what_has_no_gradient():
     parameters = some_parameters()
     before = [p.detach().clone() for _, p in parameters]

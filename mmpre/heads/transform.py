@@ -1,5 +1,5 @@
 """The layer that BERT's heads put before their last one."""
-# M states, D model width
+# M states, D model width, E width that the head asks for
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -7,14 +7,15 @@ from torch import Tensor, nn
 
 
 class Transform(nn.Module):
-    """LayerNorm(GELU(dense(state)))."""
+    """LayerNorm(GELU(dense(state))), in the states' width unless `out` says otherwise."""
 
-    def __init__(self, width: int, *, eps: float = 1e-12) -> None:
+    def __init__(self, width: int, out: int | None = None, *, eps: float = 1e-12) -> None:
         super().__init__()
-        self.dense = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=eps)
+        out = out or width
+        self.dense = nn.Linear(width, out)
+        self.norm = nn.LayerNorm(out, eps=eps)
         nn.init.normal_(self.dense.weight, std=0.02)
         nn.init.zeros_(self.dense.bias)
 
-    def forward(self, state_MD: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
+    def forward(self, state_MD: Float[Tensor, "M D"]) -> Float[Tensor, "M E"]:
         return self.norm(F.gelu(self.dense(state_MD)))

@@ -1,0 +1,135 @@
+"""A small network writes what it thinks likely into a row; another reads it. And: which tokens are not the row's own?
+
+Source of both: ELECTRA, Clark et al. 2020, arXiv:2003.10555.
+"""
+# N places of the packed batch, M picked tokens, V ids
+
+from collections.abc import Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from mmpre.draw import Draw
+from mmpre.heads.guess import Guess
+from mmpre.heads.score import Score
+from mmpre.heads.vocabulary import Vocabulary
+from mmpre.masking.fill import Show
+from mmpre.masking.on_device import hide
+from mmpre.modality import Reader
+from mmpre.network import Network
+from mmpre.objectives.loss import Loss, Term
+from mmpre.objectives.one_pass import OnePass, Predict
+from mmpre.tokens import Batch
+
+
+class Sampled(nn.Module):
+    """A generator learns to predict the picked tokens; `then` learns from rows in which its samples stand for them.
+
+    Samples come from the generator's softmax, whose scores are divided by `temperature`, without a gradient through
+    them; all other places show the row's own tokens. Where `own` is False the right token is never drawn. `name` is
+    that of the generator's term, which is divided by the number of picked tokens.
+    """
+
+    def __init__(
+        self,
+        generator: Network,
+        pick: str,
+        head: Vocabulary,
+        then: OnePass,
+        *,
+        temperature: float = 1.0,
+        own: bool = True,
+        name: str = "generator",
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"Sampled: temperature must be above 0, got {temperature}; 1 samples as the softmax says")
+        self.guess = OnePass(generator, [Predict(pick, head, name=name)])
+        self.then, self.temperature, self.own = then, temperature, own
+
+    @property
+    def readers(self) -> Mapping[str, Reader]:
+        return self.then.readers
+
+    def forward(self, batch: Batch, draw: Draw) -> Loss:
+        predict = self.guess.readouts[0]
+        picked, per, head = batch.picked[predict.pick], f"picked:{predict.pick}", predict.head
+        score_MV = head.scores(self.guess.states(predict, batch))
+        id_M = batch.clean[picked.role][head.field].index_select(0, picked.clean_M)
+        loss = head.loss(score_MV, id_M).float().sum()
+        right = (score_MV.detach().max(1).indices == id_M).sum()
+        shown = self._shown(score_MV.detach(), batch, draw)
+        rest = self.then(shown, draw)
+        return Loss(
+            [Term(predict.name, loss, per), *rest.terms], {f"{predict.name}_accuracy": (right, per), **rest.metrics}
+        )
+
+    @torch.no_grad()
+    def shown(self, batch: Batch, draw: Draw) -> Batch:
+        """The batch that `then` reads."""
+        predict = self.guess.readouts[0]
+        return self._shown(predict.head.scores(self.guess.states(predict, batch)), batch, draw)
+
+    def guesses(self, batch: Batch) -> Iterator[tuple[str, Guess]]:
+        """What the generator takes hidden tokens for."""
+        yield from self.guess.guesses(batch)
+
+    def _shown(self, score_MV: Float[Tensor, "M V"], batch: Batch, draw: Draw) -> Batch:
+        predict = self.guess.readouts[0]
+        picked, field = batch.picked[predict.pick], predict.head.field
+        id_M = batch.clean[picked.role][field].index_select(0, picked.clean_M)
+        # whose exponential clock rings first, clocks going at the speed of the probabilities (Gumbel's way of drawing)
+        clock_MV = torch.empty(score_MV.shape, dtype=torch.float32, device=score_MV.device)
+        clock_MV.exponential_(generator=draw.rng("sample", device=score_MV.device))
+        chance_MV = score_MV.float() / self.temperature - clock_MV.log_()
+        if not self.own:
+            chance_MV.scatter_(1, id_M[:, None], -torch.inf)
+        drawn_M = chance_MV.max(1).indices  # argmax takes three times as long on a CPU
+        return hide(batch, predict.pick, picked.role, picked.clean_M, Show(field, drawn_M), draw)
+
+
+class Detect(nn.Module):
+    """Tell which tokens of a role show another value of `field` than the row's own, of all tokens of the layout.
+
+    With `pick`, of the picked ones alone. The loss is a binary cross-entropy, its term divided by the number of
+    tokens that are judged. A token that was sampled, or replaced by chance, and is right all the same, is the row's
+    own. Most tokens are, so what is worth watching is not the accuracy but, of those that were replaced, how many are
+    caught: `NAME_caught` divided by `NAME_replaced`.
+    """
+
+    def __init__(
+        self, role: str, head: Score, *, field: str = "ids", pick: str | None = None, name: str = "replaced",
+        weight: float = 1.0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.role, self.head, self.field, self.pick, self.name, self.weight = role, head, field, pick, name, weight
+
+    def places(self, batch: Batch) -> Int[Tensor, "M"] | None:
+        return None if self.pick is None else batch.layout.at(self.role, batch.picked[self.pick].seen_M)
+
+    def truth(self, batch: Batch) -> Bool[Tensor, "M"]:
+        """Which of the tokens that are judged are not the row's own."""
+        clean_N, seen_N = batch.clean[self.role][self.field], batch.seen[self.role][self.field]
+        if len(clean_N) != len(seen_N):
+            raise ValueError(
+                f"Detect: tokens are compared place by place, but {len(clean_N)} clean ones of role {self.role!r} "
+                f"became {len(seen_N)}; use a corruption that moves none"
+            )
+        other_N = clean_N != seen_N
+        if self.pick is not None:
+            return other_N.index_select(0, batch.picked[self.pick].seen_M)
+        every_N = other_N.new_zeros(batch.layout.size)
+        return every_N.index_copy(0, batch.layout.index[self.role], other_N)
+
+    def read(self, state_MD: Float[Tensor, "M D"], batch: Batch, draw: Draw) -> Loss:
+        per = "tokens" if self.pick is None else f"picked:{self.pick}"
+        score_M, true_M = self.head(state_MD).float(), self.truth(batch)
+        loss = F.binary_cross_entropy_with_logits(score_M, true_M.float(), reduction="sum")
+        said_M = score_M.detach() > 0
+        metrics = {"accuracy": said_M == true_M, "replaced": true_M, "caught": said_M & true_M}
+        return Loss(
+            [Term(self.name, loss, per, self.weight)],
+            {f"{self.name}_{name}": (value_M.sum(), per) for name, value_M in metrics.items()},
+        )
