@@ -4,11 +4,13 @@ torch's own draws a number per element, which at width 768 is a tenth of a feed-
 fifth of that. On other devices torch's kernels are used. Both draw from torch's default generator.
 """
 
+# N tokens of the packed batch, B rows, H heads, K width of a head
+
 import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 LOWEST, HIGHEST = -(2**63), 2**63 - 1
@@ -51,6 +53,32 @@ class Dropout(nn.Module):
             return x + F.dropout(y, self.p)
         keep, scale = keep_like(y, self.p)
         return torch.addcmul(x, y, keep, value=scale)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class DropHeads(nn.Module):
+    """While training, set what whole heads of attention say to 0, each head of a row with a chance of p.
+
+    Those that are kept are scaled up by their share; a row that would lose all heads keeps them all.
+    Source: Zhou et al. 2020 (Scheduled DropHead), arXiv:2004.13342; as Mirror-BERT's augmentation, arXiv:2104.08027,
+    whose code divides by 0 where all are dropped.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"DropHeads: p must be at least 0 and below 1, got {p}; a fifth is 0.2, none is 0")
+        self.p = p
+
+    def forward(self, y_NHK: Float[Tensor, "N H K"], row_N: Int[Tensor, "N"], rows: int) -> Float[Tensor, "N H K"]:
+        if not self.p or not self.training:
+            return y_NHK
+        keep_BH, _ = keep_like(y_NHK.new_empty(rows, y_NHK.shape[1]), self.p)
+        kept_B1 = keep_BH.sum(1, keepdim=True)
+        factor_BH = torch.where(kept_B1 > 0, keep_BH * y_NHK.shape[1] / kept_B1.clamp(min=1), 1.0)
+        return y_NHK * factor_BH.to(y_NHK.dtype).index_select(0, row_N)[:, :, None]
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -1,0 +1,77 @@
+"""Mirror-BERT: a text shall know itself under dropout and with a few characters erased, in fifty steps.
+
+Paper    Liu et al. 2021, "Fast, Effective, and Self-Supervised: Transforming Masked Language Models into Universal
+         Lexical and Sentence Encoders", arXiv:2104.08027
+Follows  the authors' code (cambridgeltl/mirror-bert): no projection head; each text twice, one of the two with 5
+         neighbouring characters in place of which a mask stands; NT-Xent over cosines, so that negatives come from both
+         sides; AdamW at a constant rate, decay on everything, no warm-up, no clipping; dropout, or dropped heads
+Differs  the mean is taken of a text's own pieces (the authors' `mean_std`; their `mean` also takes in padding up to 50
+         places, and changes with it); the characters are erased where they were drawn (theirs: at their first
+         occurrence); one that lost all heads keeps them (theirs: division by 0); deduplicate the texts: equal ones of
+         a step are pushed apart
+Expect   not run at paper scale
+Run      mmpre train mirror_bert --scale tiny --start runs/bert --data "text/*.tar"
+"""
+
+from typing import Literal
+
+from mmpre.encoder import bert_encoder
+from mmpre.heads.pool import First, Mean, Tower
+from mmpre.imports import start_of
+from mmpre.modalities.text import ErasedText, Text, TextReader
+from mmpre.network import Network
+from mmpre.objectives.contrast import Contrast, NTXent
+from mmpre.optim import AdamW, Constant
+from mmpre.recipe import Recipe, Stage, Task
+from mmpre.view import View
+
+
+def mirror_bert(
+    data: tuple[str, ...] = (),  # shards to train on; each sample has a text, no two the same
+    valid: tuple[str, ...] = (),  # held-out shards
+    start: str = "",  # folder of a run, or of a model of transformers, that the weights come from; "" for new ones
+    tokenizer: str = "bytes",  # path of a tokenizer.json, or bytes; that of the start
+    width: int = 768,  # of the states
+    depth: int = 12,  # layers
+    heads: int = 12,  # of attention
+    length: int = 50,  # tokens of a text at most, [CLS] and [SEP] included
+    positions: int = 512,  # rows of the position table, as many as the start has
+    erase: int = 5,  # characters that the second view lacks; 0 for none
+    least: int = 30,  # texts of fewer characters stay whole
+    pool: Literal["mean", "first"] = "mean",  # what makes one vector: the mean of the pieces, or the state of [CLS]
+    temperature: float = 0.04,  # that cosines are divided by
+    dropout: float = 0.1,  # everywhere
+    head_dropout: float = 0.0,  # chance of a head to be left out of a row; the paper's other way, with a dropout of 0
+    batch: int = 200,  # texts in a step, all compared with each other
+    micro_batches: int = 4,  # parts of a step; what the number of processes must divide
+    steps: int = 50,  # updates; many more do harm
+    lr: float = 2e-5,  # constant
+    decay: float = 0.01,  # of everything
+    valid_every: int = 10,  # steps
+) -> Recipe:
+    reader = TextReader(tokenizer, max_length=length)
+    text = Text(reader, width=width, positions=positions, dropout=dropout)
+    encoder = bert_encoder(
+        width, depth, heads, dropout=dropout, attention_dropout=dropout, head_dropout=head_dropout
+    )  # fmt: skip
+    net = Network({"text": text}, encoder)
+    tower = Tower(net, Mean("text") if pool == "mean" else First("text"))
+    erased = View(readers={"text": ErasedText(reader, erase, least)}) if erase else View()
+    task = Task(
+        "mirror", {"whole": View(), "erased": erased},
+        Contrast({"whole": tower, "erased": tower}, NTXent(temperature), name="mirror"),
+    )  # fmt: skip
+    stage = Stage(
+        tasks=[task], data=data, valid=valid, steps=steps, batch=batch, micro_batches=micro_batches,
+        valid_every=valid_every, start=[start_of(start)] if start else [],
+        optimizer=AdamW(lr=lr, weight_decay=decay, decay_vectors=True, schedule=Constant()),
+    )  # fmt: skip
+    return Recipe([stage], net)
+
+
+scales = {
+    "tiny": dict(width=128, depth=4, heads=4, length=64, positions=128, batch=100, micro_batches=1, lr=1e-4),
+    "base": {},
+    "drophead": dict(dropout=0.0, head_dropout=0.2),
+    "words": dict(length=25, erase=0, pool="first", temperature=0.2, steps=100),
+}  # fmt: skip
