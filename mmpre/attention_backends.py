@@ -112,7 +112,7 @@ def _groups(q_NHK: Tensor, k_MHK: Tensor, v_MHK: Tensor, plan: Plan, bias: Bias 
         q_gHnK, k_gHmK, v_gHmK = (rearrange(x, "(g t) h k -> g h t k", g=rows) for x in qkv)
         mask = None if causal else plan.masks[i]
         if bias is not None:
-            mask = _with_bias(bias, q_gHnK, plan, i)
+            mask = _with_bias(bias, q_gHnK, k_gHmK, plan, i)
         y_gHnK = F.scaled_dot_product_attention(
             q_gHnK, k_gHmK, v_gHmK, attn_mask=mask, dropout_p=dropout, is_causal=causal
         )
@@ -120,9 +120,9 @@ def _groups(q_NHK: Tensor, k_MHK: Tensor, v_MHK: Tensor, plan: Plan, bias: Bias 
     return y[0] if len(y) == 1 else torch.cat(y)
 
 
-def _with_bias(bias: Bias, q_gHnK: Tensor, plan: Plan, i: int) -> Float[Tensor, "_ H n n"]:
+def _with_bias(bias: Bias, q_gHnK: Tensor, k_gHnK: Tensor, plan: Plan, i: int) -> Float[Tensor, "_ H n n"]:
     """What is added to the scores of group i: the bias, and minus infinity where no one may look."""
-    added_gHnn = bias.added(q_gHnK, plan.distances[i]).to(q_gHnK.dtype)
+    added_gHnn = bias.added(q_gHnK, k_gHnK, plan.distances[i]).to(q_gHnK.dtype)
     mask = plan.masks[i]
     return added_gHnn if mask is None else torch.where(mask, added_gHnn, -torch.inf)
 
@@ -140,8 +140,8 @@ def _groups_explicit(
         mask, lowest = plan.masks[i], torch.finfo(q_XnK.dtype).min  # not infinity: nothing but that has no softmax
         added, beta = q_XnK.new_zeros(()), 0
         if bias is not None:
-            q_gHnK = rearrange(q_XnK, "(h g) t k -> g h t k", g=rows)
-            added, beta = bias.added(q_gHnK, plan.distances[i]).to(q_XnK.dtype), 1
+            q_gHnK, k_gHnK = (rearrange(x, "(h g) t k -> g h t k", g=rows) for x in (q_XnK, k_XmK))
+            added, beta = bias.added(q_gHnK, k_gHnK, plan.distances[i]).to(q_XnK.dtype), 1
         if mask is not None:
             added, beta = torch.where(mask, added, lowest), 1
         if added.ndim == 4:
@@ -196,7 +196,7 @@ def _varlen(q_NHK: Tensor, k_MHK: Tensor, v_MHK: Tensor, plan: Plan, bias: Bias 
 def _flex(q_NHK: Tensor, k_MHK: Tensor, v_MHK: Tensor, plan: Plan, bias: Bias | None, dropout: float) -> Tensor:
     if dropout:
         raise ValueError(f"flex attention: has no dropout, got {dropout}; unset MMPRE_ATTENTION, or train without it")
-    score_mod = None if bias is None else _adding(bias.by_place(q_NHK, plan.position_N))
+    score_mod = None if bias is None else _adding(bias.by_place(q_NHK, k_MHK, plan.position_N))
     q_1HNK, k_1HMK, v_1HMK = (x.transpose(0, 1).unsqueeze(0) for x in (q_NHK, k_MHK, v_MHK))
     flex = _compiled_flex() if q_NHK.device.type == "cuda" else flex_attention
     y_1HNK = flex(q_1HNK, k_1HMK, v_1HMK, score_mod=score_mod, block_mask=plan.block_mask)
@@ -229,7 +229,7 @@ def _weights(q_nHK: Tensor, k_mHK: Tensor, plan: Plan, bias: Bias | None, row: i
         start = int(plan.layout.starts_B[row])
         position_n = plan.position_N[start : start + len(q_nHK)]
         h, q, k = (torch.arange(size, device=q_nHK.device) for size in score_Hnm.shape)
-        score_Hnm = score_Hnm + bias.by_place(q_nHK, position_n)(h[:, None, None], q[:, None], k)
+        score_Hnm = score_Hnm + bias.by_place(q_nHK, k_mHK, position_n)(h[:, None, None], q[:, None], k)
     allowed_nm = plan.dense(row)
     # a token that may see no one reads zeros, so its scores must stay numbers
     lowest = torch.finfo(dtype).min

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 class Bias(Protocol):
     """An nn.Module. Both methods say the same: one for rows of equal length, one token by token."""
 
-    def added(self, q_gHnK: Float[Tensor, "g H n K"], distance_gnn: Int[Tensor, "_ n n"]) -> Float[Tensor, "_ H n n"]:
+    def added(
+        self, q_gHnK: Float[Tensor, "g H n K"], k_gHnK: Float[Tensor, "g H n K"], distance_gnn: Int[Tensor, "_ n n"]
+    ) -> Float[Tensor, "_ H n n"]:
         """What is added to the scores of a group of rows; the first dimension is g or 1, as that of the distances."""
         ...
 
     def by_place(
-        self, q_NHK: Float[Tensor, "N H K"], position_N: Int[Tensor, "N"]
+        self, q_NHK: Float[Tensor, "N H K"], k_NHK: Float[Tensor, "N H K"], position_N: Int[Tensor, "N"]
     ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """Return f(h, q, k): what is added for head h at the places q and k (numbers, as tensors)."""
         ...
@@ -39,11 +41,13 @@ class ALiBi(nn.Module):
         super().__init__()
         self.register_buffer("slope_H", torch.tensor(slopes(heads)), persistent=False)
 
-    def added(self, q_gHnK: Float[Tensor, "g H n K"], distance_gnn: Int[Tensor, "_ n n"]) -> Float[Tensor, "_ H n n"]:
+    def added(
+        self, q_gHnK: Float[Tensor, "g H n K"], k_gHnK: Float[Tensor, "g H n K"], distance_gnn: Int[Tensor, "_ n n"]
+    ) -> Float[Tensor, "_ H n n"]:
         return -self.slope_H[:, None, None] * distance_gnn[:, None].abs()
 
     def by_place(
-        self, q_NHK: Float[Tensor, "N H K"], position_N: Int[Tensor, "N"]
+        self, q_NHK: Float[Tensor, "N H K"], k_NHK: Float[Tensor, "N H K"], position_N: Int[Tensor, "N"]
     ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         return lambda h, q, k: -self.slope_H[h] * (position_N[k] - position_N[q]).abs()
 
@@ -84,11 +88,13 @@ class T5Buckets(nn.Module):
         self.buckets, self.longest, self.both_ways = buckets, longest, both_ways
         self.table = _table(buckets, heads) if table is None else table
 
-    def added(self, q_gHnK: Float[Tensor, "g H n K"], distance_gnn: Int[Tensor, "_ n n"]) -> Float[Tensor, "_ H n n"]:
+    def added(
+        self, q_gHnK: Float[Tensor, "g H n K"], k_gHnK: Float[Tensor, "g H n K"], distance_gnn: Int[Tensor, "_ n n"]
+    ) -> Float[Tensor, "_ H n n"]:
         return self.table(self.bucket(distance_gnn)).movedim(-1, 1)
 
     def by_place(
-        self, q_NHK: Float[Tensor, "N H K"], position_N: Int[Tensor, "N"]
+        self, q_NHK: Float[Tensor, "N H K"], k_NHK: Float[Tensor, "N H K"], position_N: Int[Tensor, "N"]
     ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         table_RH = self.table.weight
         return lambda h, q, k: table_RH[self.bucket(position_N[k] - position_N[q]), h]
@@ -117,13 +123,15 @@ class RelativeKey(nn.Module):
         self.left, self.right = left, right
         self.table = _table(left + right + 1, head_width)
 
-    def added(self, q_gHnK: Float[Tensor, "g H n K"], distance_gnn: Int[Tensor, "_ n n"]) -> Float[Tensor, "g H n n"]:
+    def added(
+        self, q_gHnK: Float[Tensor, "g H n K"], k_gHnK: Float[Tensor, "g H n K"], distance_gnn: Int[Tensor, "_ n n"]
+    ) -> Float[Tensor, "g H n n"]:
         score_gHnR = self._scores(q_gHnK)
         index_g1nn = self._index(distance_gnn)[:, None]
         return score_gHnR.gather(-1, index_g1nn.expand(*score_gHnR.shape[:3], index_g1nn.shape[-1]))
 
     def by_place(
-        self, q_NHK: Float[Tensor, "N H K"], position_N: Int[Tensor, "N"]
+        self, q_NHK: Float[Tensor, "N H K"], k_NHK: Float[Tensor, "N H K"], position_N: Int[Tensor, "N"]
     ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         score_NHR = self._scores(q_NHK)
         return lambda h, q, k: score_NHR[q, h, self._index(position_N[k] - position_N[q])]
@@ -133,6 +141,66 @@ class RelativeKey(nn.Module):
 
     def _index(self, distance: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         return distance.clamp(-self.left, self.right) + self.left
+
+
+class LogBuckets(nn.Module):
+    """Learned vectors of distances, exact when small, then in ever wider buckets; normed, one table for all layers.
+
+    A layer projects them by its own maps to queries and keys, and adds the query's product with the distance's key to
+    that of the distance's query with the key (`disentangled`).
+    Source: DeBERTa, He et al. 2020, arXiv:2006.03654, with the buckets of LTG-BERT, Samuel et al. 2023,
+    arXiv:2303.09859.
+    """
+
+    def __init__(self, width: int, *, buckets: int = 32, longest: int = 512, eps: float = 1e-5) -> None:
+        super().__init__()
+        if not 4 <= buckets < longest:
+            raise ValueError(f"LogBuckets: wanted 4 <= buckets < longest, got {buckets} and {longest}")
+        self.buckets, self.longest = buckets, longest
+        self.table = _table(2 * buckets - 1, width)
+        self.norm = nn.LayerNorm(width, eps=eps)
+
+    def forward(self) -> Float[Tensor, "R D"]:
+        return self.norm(self.table.weight)
+
+    def bucket(self, distance: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+        """The row of a distance; the query's place less the key's is what the authors count."""
+        back, middle = -distance, self.buckets // 2
+        away = back.abs().clamp(max=self.longest - 1)
+        share = (away.clamp(min=middle) / middle).log() / math.log((self.longest - 1) / middle)
+        wide = (share * (middle - 1)).ceil().long() + middle
+        return torch.where(away <= middle, back, back.sign() * wide) + self.buckets - 1
+
+
+class Disentangled:
+    """A `Bias` of one call, from the queries and keys of distances in one layer."""
+
+    def __init__(
+        self, q_HRK: Float[Tensor, "H R K"], k_HRK: Float[Tensor, "H R K"], bucket: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.q_HRK, self.k_HRK, self.bucket = q_HRK, k_HRK, bucket
+
+    def added(
+        self, q_gHnK: Float[Tensor, "g H n K"], k_gHnK: Float[Tensor, "g H n K"], distance_gnn: Int[Tensor, "_ n n"]
+    ) -> Float[Tensor, "g H n n"]:
+        index_g1nn = self.bucket(distance_gnn)[:, None]
+        shape = *q_gHnK.shape[:3], index_g1nn.shape[-1]
+        one_gHnn = (q_gHnK @ self.k_HRK.mT).gather(-1, index_g1nn.expand(shape))
+        other_gHnn = (k_gHnK @ self.q_HRK.mT).gather(-1, index_g1nn.mT.expand(shape)).mT
+        return (one_gHnn + other_gHnn) * q_gHnK.shape[-1] ** -0.5
+
+    def by_place(
+        self, q_NHK: Float[Tensor, "N H K"], k_NHK: Float[Tensor, "N H K"], position_N: Int[Tensor, "N"]
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        scale = q_NHK.shape[-1] ** -0.5
+        one_NHR = torch.einsum("nhk,hrk->nhr", q_NHK, self.k_HRK.to(q_NHK.dtype)) * scale
+        other_NHR = torch.einsum("nhk,hrk->nhr", k_NHK, self.q_HRK.to(k_NHK.dtype)) * scale
+
+        def added(h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            row = self.bucket(position_N[k] - position_N[q])
+            return one_NHR[q, h, row] + other_NHR[k, h, row]
+
+        return added
 
 
 class Rotary(nn.Module):

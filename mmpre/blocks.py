@@ -32,6 +32,30 @@ class Block(nn.Module):
         return x_ND
 
 
+class Averaged(nn.Module):
+    """Sublayers one after the other, each followed by a learned average of what came in and all states since.
+
+    At first the average is the newest state alone. For the encoder it is one layer.
+    Source: DenseFormer, Pagliardini et al. 2024, arXiv:2402.02622.
+    """
+
+    mixes = True
+
+    def __init__(self, sublayers: Sequence[Sublayer]) -> None:
+        super().__init__()
+        self.sublayers = nn.ModuleList(sublayers)
+        self.shares = nn.ParameterList(torch.eye(i + 2)[-1].clone() for i in range(len(sublayers)))
+
+    def forward(
+        self, x_ND: Float[Tensor, "N D"], layout: Layout, plan: Plan, at: Places = None
+    ) -> Float[Tensor, "_ D"]:
+        states = [x_ND]
+        for sublayer, share_S in zip(self.sublayers, self.shares, strict=True):
+            states.append(sublayer(x_ND, layout, plan))
+            x_ND = sum(share * state_ND for share, state_ND in zip(share_S, states, strict=True))
+        return narrowed(x_ND, at)
+
+
 @dataclass(frozen=True)
 class States:
     """The encoder's result, and the states of all tokens after some of its layers (0: what came in)."""

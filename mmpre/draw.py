@@ -7,7 +7,7 @@ workers share it, nor on where it was interrupted.
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -25,17 +25,19 @@ class Draw:
     """The randomness of one row or of one micro-batch, and the step that schedules read.
 
     `place` says what is drawn: ("row", epoch, unit) for augmentation, masks and donors, ("micro", step, m) for
-    dropout and sampled tokens. `step` is no part of a row's key: the same unit in the same epoch is drawn alike.
+    dropout and sampled tokens. `step` is no part of a row's key: the same unit in the same epoch is drawn alike. Nor is
+    `index`, the row's number in its step, by which rows are dealt to views (`Dealt`).
     """
 
     seed: int
     stage: int
     step: int
     place: tuple[Key, ...]
+    index: int = 0
 
     @staticmethod
-    def row(seed: int, stage: int, step: int, *, epoch: int, unit: int) -> "Draw":
-        return Draw(seed, stage, step, ("row", epoch, unit))
+    def row(seed: int, stage: int, step: int, *, epoch: int, unit: int, index: int = 0) -> "Draw":
+        return Draw(seed, stage, step, ("row", epoch, unit), index)
 
     @staticmethod
     def micro_batch(seed: int, stage: int, step: int, m: int) -> "Draw":
@@ -43,11 +45,11 @@ class Draw:
 
     def child(self, *purpose: Key) -> "Draw":
         """A draw of its own for one purpose, such as one of two views of a row."""
-        return Draw(self.seed, self.stage, self.step, (*self.place, *purpose))
+        return replace(self, place=(*self.place, *purpose))
 
     def whole(self) -> "Draw":
         """The draw of the row or micro-batch that this one is a child of: the same for all of its purposes."""
-        return Draw(self.seed, self.stage, self.step, self.place[:3])
+        return replace(self, place=self.place[:3])
 
     def hash(self, *purpose: Key) -> int:
         return hashed(self.seed, self.stage, *self.place, *purpose)

@@ -5,14 +5,16 @@ What none of them has is composed in the same way, in a recipe: Encoder([Block([
 
 import math
 from collections.abc import Callable
+from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
 from mmpre.attention import Window
-from mmpre.attention_bias import ALiBi, RelativeKey, Rotary
-from mmpre.blocks import Block, Encoder
-from mmpre.sublayers.attention import Attention
+from mmpre.attention_bias import ALiBi, LogBuckets, RelativeKey, Rotary
+from mmpre.blocks import Averaged, Block, Encoder
+from mmpre.sublayers.attention import Attention, GatedAttention
 from mmpre.sublayers.convolution import Convolution
 from mmpre.sublayers.feed_forward import FeedForward, GatedFeedForward
 from mmpre.sublayers.residual import DropPath, LayerScale, Norm, PostNorm, PreNorm, Scaled
@@ -26,6 +28,7 @@ def bert_encoder(
     hidden: int | None = None,
     dropout: float = 0.1,
     attention_dropout: float = 0.1,
+    head_dropout: float = 0.0,
     eps: float = 1e-12,
 ) -> Encoder:
     """Build BERT's encoder; `hidden`, the feed-forward's inner width, is 4 times `width` unless given.
@@ -38,7 +41,8 @@ def bert_encoder(
         return PostNorm(sublayer, width, dropout, eps)
 
     def block() -> Block:
-        return Block([post(Attention(width, heads, attention_dropout)), post(FeedForward(width, hidden or 4 * width))])
+        attention = Attention(width, heads, attention_dropout, head_dropout=head_dropout)
+        return Block([post(attention), post(FeedForward(width, hidden or 4 * width))])
 
     return _normal(Encoder([block() for _ in range(depth)]))
 
@@ -214,6 +218,49 @@ def conformer_encoder(
         return Block([half(), pre(attention), pre(convolution), half(), Norm(nn.LayerNorm(width, eps=eps))])
 
     return _normal(Encoder([block() for _ in range(depth)]))
+
+
+def ltgbert_encoder(
+    width: int,
+    depth: int,
+    heads: int,
+    *,
+    hidden: int | None = None,
+    dropout: float = 0.1,
+    attention_dropout: float = 0.1,
+    eps: float = 1e-5,
+) -> Encoder:
+    """Build LTG-BERT's layers (Samuel et al. 2023, arXiv:2303.09859) as GPT-BERT has them (arXiv:2410.24159).
+
+    Norms without weights before sublayers and within them, gated attention with disentangled distances, GeGLU, and an
+    average of all states after each sublayer. It wants no positions added to its input, and has no closing norm.
+    `hidden` is 10/3 of `width` unless given. Weights are drawn from a normal distribution of deviation
+    sqrt(2 / (5 width)), cut off at two deviations; those of the i-th feed-forward times sqrt(1 / (2 i)); biases are 0.
+    """
+    distances = LogBuckets(width, eps=eps)
+    std = math.sqrt(2 / (5 * width))
+
+    def norm(size: int) -> nn.Module:
+        return nn.LayerNorm(size, eps=eps, elementwise_affine=False)
+
+    def pair(i: int) -> list[PreNorm]:
+        inner = hidden or 10 * width // 3
+        attention = GatedAttention(width, heads, distances, attention_dropout, eps=eps)
+        gated = GatedFeedForward(width, inner, partial(F.gelu, approximate="tanh"), norm=norm(inner))
+        for linear in (attention.qk, attention.vg, attention.out, gated.up, gated.down):
+            nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+        with torch.no_grad():
+            for linear in (gated.up, gated.down):
+                linear.weight.mul_(math.sqrt(1 / (2 * (1 + i))))
+        return [
+            PreNorm(attention, width, attention_dropout, norm=norm(width)),
+            PreNorm(gated, width, dropout, norm=norm(width)),
+        ]
+
+    nn.init.trunc_normal_(distances.table.weight, std=std, a=-2 * std, b=2 * std)
+    return Encoder([Averaged([sublayer for i in range(depth) for sublayer in pair(i)])])
 
 
 def _normal(encoder: Encoder) -> Encoder:

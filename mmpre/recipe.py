@@ -17,7 +17,7 @@ from mmpre.objectives.protocol import InBatch, Objective
 from mmpre.optim import Optimizer
 from mmpre.schedules import BatchRamp, LengthRamp
 from mmpre.starts import Carry, Origin, Start
-from mmpre.view import View
+from mmpre.view import Dealt, View
 
 
 @dataclass(frozen=True)
@@ -30,21 +30,21 @@ class Task:
     """
 
     name: str
-    view: View | Mapping[str, View]
+    view: View | Dealt | Mapping[str, View]
     objective: Objective | InBatch
     ratio: int = 1
-    held_out: View | Mapping[str, View] | None = None
+    held_out: View | Dealt | Mapping[str, View] | None = None
 
     @property
     def readers(self) -> list[Reader]:
         """What reads the rows of this task, in each of its views."""
-        views = [self.view] if isinstance(self.view, View) else list(self.view.values())
+        views = list(self.view.values()) if isinstance(self.view, Mapping) else [self.view]
         return [reader for view in views for reader in {**self.objective.readers, **view.readers}.values()]
 
     @property
     def roles(self) -> tuple[str, ...]:
         """The roles that rows of this task have."""
-        views = [self.view] if isinstance(self.view, View) else list(self.view.values())
+        views = list(self.view.values()) if isinstance(self.view, Mapping) else [self.view]
         every = tuple(self.objective.readers)
         return tuple(dict.fromkeys(role for view in views for role in view.roles or every))
 

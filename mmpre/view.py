@@ -1,11 +1,12 @@
 """How a task wants its rows made, in the loading worker."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from mmpre.attention import Attend, Full
+from mmpre.attention_by_tokens import PerRow
 from mmpre.data.contract import check_tokens
 from mmpre.data.sample import Sample
 from mmpre.draw import Draw
@@ -121,6 +122,66 @@ class View:
             seen={role: one.tokens for role, one in seen.items()},
             replaced={role: one.replaced_N for role, one in seen.items()},
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """Several views share the rows of a step: the i-th row is made by the view whose turn it is.
+
+    `views` says, by name, how many rows in a row each makes before it is the next one's turn, so that shares are exact
+    where a step's rows are a multiple of their sum. All views read the same roles and fields. A batch has the picks of
+    all, with no token in the rows of other views, and the label `label`: the number of the view that made a row, by
+    which each keeps its attend. GPT-BERT (Charpentier & Samuel 2024, arXiv:2410.24159): 15 masked rows, 1 causal one.
+    """
+
+    views: Mapping[str, tuple[int, View]]
+    label: str = "view"
+
+    def __post_init__(self) -> None:
+        counts = {name: count for name, (count, _) in self.views.items()}
+        picks = [pick for _, view in self.views.values() for pick in view.picks]
+        if not counts or min(counts.values()) < 1 or len(set(picks)) != len(picks):
+            raise ValueError(
+                f"Dealt: wanted views with at least 1 row each and picks of different names, got rows {counts} and "
+                f"picks {picks}"
+            )
+
+    def row(
+        self, sample: Sample, readers: Mapping[str, Reader], draw: Draw, donor: Callable[[str, int], Sample]
+    ) -> Row:
+        """Make one row, by the view whose turn it is at the draw's index."""
+        turns = [number for number, (count, _) in enumerate(self.views.values()) for _ in range(count)]
+        number = turns[draw.index % len(turns)]
+        views = [view for _, view in self.views.values()]
+        made = views[number].row(sample, readers, draw, donor)
+        nothing = torch.empty(0, dtype=torch.int64)
+        picked = {pick: Picked(mask.role, nothing, nothing) for pick, mask in self.picks.items()}
+        return replace(made, picked=picked | made.picked, labels={**made.labels, self.label: torch.tensor(number)})
+
+    @property
+    def attend(self) -> Attend:
+        return PerRow(tuple(view.attend for _, view in self.views.values()), self.label)
+
+    @property
+    def picks(self) -> Mapping[str, Mask | SampleMask]:
+        return {pick: mask for _, view in self.views.values() for pick, mask in view.picks.items()}
+
+    @property
+    def corruption(self) -> Mapping[str, Corruption | None]:
+        """What hides each pick."""
+        return {
+            pick: view.corruption.get(pick) if isinstance(view.corruption, Mapping) else view.corruption
+            for _, view in self.views.values()
+            for pick in view.picks
+        }
+
+    @property
+    def readers(self) -> Mapping[str, Reader]:
+        return {role: reader for _, view in self.views.values() for role, reader in view.readers.items()}
+
+    @property
+    def roles(self) -> tuple[str, ...] | None:
+        return next(iter(self.views.values()))[1].roles
 
 
 _known: dict[tuple[type, type], bool] = {}

@@ -234,7 +234,8 @@ class Text(nn.Module):
     `table` (the word vectors) and `types` may be shared with heads and other modalities. `positions` is the longest
     row, by default the reader's, and 0 for none, where the encoder tells places by itself (ALiBi, rotary);
     `first_position` is the row of the position table that position 0 uses (RoBERTa: 2). The table of words has a
-    multiple of `multiple` rows, the last ones unused: some matrix products are faster so.
+    multiple of `multiple` rows, the last ones unused: some matrix products are faster so. `types` is 0 where nothing
+    tells types apart. Tables are drawn with the deviation `std`. `norm` is LayerNorm unless given.
     """
 
     def __init__(
@@ -248,6 +249,8 @@ class Text(nn.Module):
         multiple: int = 1,
         dropout: float = 0.1,
         eps: float = 1e-12,
+        std: float = 0.02,
+        norm: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.reader = reader
@@ -256,12 +259,12 @@ class Text(nn.Module):
         self.first_position = first_position
         self.table = nn.Embedding(math.ceil(reader.vocabulary.size / multiple) * multiple, width)
         self.positions = nn.Embedding(self.longest + first_position, width) if self.longest else None
-        self.types = nn.Embedding(types, width)
-        self.norm = nn.LayerNorm(width, eps=eps)
+        self.types = nn.Embedding(types, width) if types else None
+        self.norm = nn.LayerNorm(width, eps=eps) if norm is None else norm
         self.dropout = Dropout(dropout)
         for table in (self.table, self.positions, self.types):
             if table is not None:
-                nn.init.normal_(table.weight, std=0.02)
+                nn.init.normal_(table.weight, std=std)
 
     def features(self, tokens: Tokens) -> Float[Tensor, "N D"]:
         """The word vectors."""
@@ -273,7 +276,9 @@ class Text(nn.Module):
         x_ND = torch.where(replaced_N[:, None], self.table.weight[self.reader.vocabulary.mask], f_NE)
         if self.positions is not None:
             x_ND = x_ND + self.positions(tokens["position"] + self.first_position)
-        return self.dropout(self.norm(x_ND + self.types.weight[0]))
+        if self.types is not None:
+            x_ND = x_ND + self.types.weight[0]
+        return self.dropout(self.norm(x_ND))
 
     def _check_length(self, length: int) -> None:
         if 0 < self.longest < length:

@@ -26,7 +26,7 @@ def test_alibis_slopes_are_the_published_ones_for_any_number_of_heads():
 
 def test_alibi_is_symmetric_falls_with_distance_and_is_not_learned():
     bias = ALiBi(4)
-    added_HTT = bias.added(torch.zeros(1, 4, 9, 8), distances(9))[0]
+    added_HTT = bias.added(*[torch.zeros(1, 4, 9, 8)] * 2, distances(9))[0]
     assert torch.equal(added_HTT, added_HTT.mT)
     assert not added_HTT.diagonal(dim1=1, dim2=2).any()
     assert added_HTT[:, 2, 7].tolist() == [-5 * s for s in slopes(4)]
@@ -46,13 +46,13 @@ def test_t5_buckets_are_transformers(both_ways, buckets, longest):
     want = theirs._relative_position_bucket(away, both_ways, buckets, longest)
     assert torch.equal(ours.bucket(away), want)
     assert set(want.tolist()) == set(range(buckets)) - ({buckets // 2} if both_ways else set())
-    assert torch.equal(ours.added(torch.zeros(1, 2, 40, 8), distances(40)), theirs.compute_bias(40, 40))
+    assert torch.equal(ours.added(*[torch.zeros(1, 2, 40, 8)] * 2, distances(40)), theirs.compute_bias(40, 40))
 
 
 def test_relative_keys_beyond_the_limits_count_as_these():
     bias = RelativeKey(8, left=2, right=1)
     q_gHnK = torch.randn(1, 3, 6, 8)
-    added_gHnn = bias.added(q_gHnK, distances(6))
+    added_gHnn = bias.added(q_gHnK, q_gHnK, distances(6))
     for i in range(6):
         for j in range(6):
             vector = bias.table.weight[{-2: 0, -1: 1, 0: 2, 1: 3}[max(-2, min(1, j - i))]]

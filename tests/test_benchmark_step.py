@@ -38,7 +38,8 @@ def test_cases_name_recipes_and_scales_that_exist_and_base_is_the_default(monkey
     monkeypatch.setattr("mmpre.recipes.benchmarks.step.take_turns", lambda *arguments: {"mmpre": []})
     titles = [
         "bert base, 4 rows", "two_stage base, 16 rows", "two_stage base, stage 2, 4 rows", "uniter base, 4 rows",
-        "mosaicbert base, 4 rows", "mae base, 16 rows",
+        "mosaicbert base, 4 rows", "electra base, 4 rows",
+        "mirror_bert base, 16 rows", "babylm2 base, 16 rows", "mae base, 16 rows",
     ]  # fmt: skip
     assert [made.title for made in run(Settings())] == titles
     assert [made.title for made in run(Settings(cases="bert large"))] == ["bert large, 2 rows"]

@@ -121,7 +121,7 @@ class MicroBatches:
         epochs = self.order.epochs(positions[mine])
         for position, unit, epoch in zip(positions[mine].tolist(), units[mine].tolist(), epochs, strict=True):
             self.note(unit)
-            draw = Draw.row(self.seed, self.stage, slot.step, epoch=epoch, unit=unit)
+            draw = Draw.row(self.seed, self.stage, slot.step, epoch=epoch, unit=unit, index=position - slot.start)
             one = self._rows(draw, position, unit, view, readers, slot.most)
             (holes if isinstance(one, Hole) else made).append(one)
         parts = [_pack(part, view) for part in _split(made, self.max_tokens)]
@@ -138,9 +138,9 @@ class MicroBatches:
 
         try:
             sample = self.units.sample(unit).at_most(most)
-            if isinstance(view, View):
-                return {"": view.row(sample, readers, draw, other)}
-            return {name: one.row(sample, readers, draw.child("view", name), other) for name, one in view.items()}
+            if isinstance(view, Mapping):
+                return {name: one.row(sample, readers, draw.child("view", name), other) for name, one in view.items()}
+            return {"": view.row(sample, readers, draw, other)}
         except CorruptSample as e:
             shard = self.units.label(self.units.source(unit)[0], e.shard)
             return Hole(cause=e.cause, shard=shard, key=e.key, member=e.member, modality="", detail=str(e))
@@ -159,9 +159,9 @@ def _seed_libraries(number: int) -> None:
 
 
 def _pack(rows: Sequence[Mapping[str, Row]], view: View | Mapping[str, View]) -> Batch | Views:
-    if isinstance(view, View):
-        return pack([row[""] for row in rows], view.attend.plan)
-    return Views({name: pack([row[name] for row in rows], one.attend.plan) for name, one in view.items()})
+    if isinstance(view, Mapping):
+        return Views({name: pack([row[name] for row in rows], one.attend.plan) for name, one in view.items()})
+    return pack([row[""] for row in rows], view.attend.plan)
 
 
 def _split(rows: list[dict[str, Row]], max_tokens: int | None) -> list[list[dict[str, Row]]]:

@@ -102,19 +102,21 @@ class OnePass(nn.Module):
 class Predict(nn.Module):
     """Predict what the tokens of a pick were, from the states at their places (masked prediction).
 
-    The term is called `name`, by default like the pick, and divided by the number of picked tokens.
+    The term is called `name`, by default like the pick, and divided by the number of picked tokens. With `before`, a
+    token is predicted from the state that many places before its own, as a causal model does: GPT-BERT (arXiv:
+    2410.24159) predicts masked tokens so too. No token may be picked that has none so far before it in its row.
     """
 
-    def __init__(self, pick: str, head: Head, *, name: str | None = None, weight: float = 1.0) -> None:
+    def __init__(self, pick: str, head: Head, *, name: str | None = None, weight: float = 1.0, before: int = 0) -> None:
         super().__init__()
-        self.pick, self.name, self.weight = pick, name or pick, weight
+        self.pick, self.name, self.weight, self.before = pick, name or pick, weight, before
         self.head = head
 
     def places(self, batch: Batch) -> Int[Tensor, "M"]:
         if self.pick not in batch.picked:
             raise KeyError(f"Predict: no pick {self.pick!r} in the batch; the task's view makes {sorted(batch.picked)}")
         picked = batch.picked[self.pick]
-        return batch.layout.at(picked.role, picked.seen_M)
+        return batch.layout.at(picked.role, picked.seen_M) - self.before
 
     def read(self, state_MD: Float[Tensor, "M D"], batch: Batch, draw: Draw) -> Loss:
         picked, per = batch.picked[self.pick], f"picked:{self.pick}"

@@ -60,7 +60,7 @@ def panels(opened: Opened) -> Iterator[Predictions]:
     for guessed in (True, False):
         for task in opened.stage.tasks:
             view = task.held_out or task.view
-            if not isinstance(view, View) or not view.picks or (set(view.picks) <= seen and not guessed):
+            if isinstance(view, Mapping) or not view.picks or (set(view.picks) <= seen and not guessed):
                 continue
             rows = opened.rows(view, task.objective.readers, ROWS)
             found = [example(opened, task, view, one, guessed=guessed) for one in rows]

@@ -1,12 +1,14 @@
 """Attention among the tokens of a row, and to another sequence of the same rows."""
 # N tokens of the packed batch, M tokens of a memory, D model width, H heads, G of keys and values, K width of a head
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmpre.attention import Attend, Plan
 from mmpre.attention_backends import attend
-from mmpre.attention_bias import Bias, Rotary
+from mmpre.attention_bias import Bias, Disentangled, LogBuckets, Rotary
+from mmpre.dropout import DropHeads, Dropout
 from mmpre.sublayers.protocol import Places, narrowed
 from mmpre.tokens import Layout
 
@@ -16,7 +18,8 @@ class Attention(nn.Module):
 
     `within` narrows what the batch's plan allows, in this sublayer alone. `bias` is added to the scores, `rotary`
     turns queries and keys. With fewer `kv_heads` than heads, neighbouring heads share keys and values (grouped-query
-    attention, Ainslie et al. 2023, arXiv:2305.13245). `linear_bias` is for the maps in and out.
+    attention, Ainslie et al. 2023, arXiv:2305.13245). `linear_bias` is for the maps in and out. `head_dropout` is the
+    chance of a whole head to be left out of a row while training.
     """
 
     mixes = True
@@ -32,6 +35,7 @@ class Attention(nn.Module):
         rotary: Rotary | None = None,
         kv_heads: int | None = None,
         linear_bias: bool = True,
+        head_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
@@ -42,6 +46,7 @@ class Attention(nn.Module):
         self.within, self.bias, self.rotary = within, bias, rotary
         self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * self.head_width, bias=linear_bias)  # queries, keys, values
         self.out = nn.Linear(width, width, bias=linear_bias)
+        self.drop_heads = DropHeads(head_dropout)
 
     def forward(
         self, x_ND: Float[Tensor, "N D"], layout: Layout, plan: Plan, at: Places = None
@@ -54,7 +59,47 @@ class Attention(nn.Module):
             k_NGK, v_NGK = (x.repeat_interleave(self.heads // self.kv_heads, dim=1) for x in (k_NGK, v_NGK))
         dropout = self.dropout if self.training else 0.0
         y_NHK = attend(q_NHK, k_NGK, v_NGK, plan.also(self.within), bias=self.bias, dropout=dropout)
+        if self.drop_heads.p:
+            y_NHK = self.drop_heads(y_NHK, layout.row_N, len(layout))
         return self.out(narrowed(y_NHK.flatten(1), at))
+
+
+class GatedAttention(nn.Module):
+    """Self-attention whose result is multiplied by a gate of the input and normed before the map out.
+
+    `distances`, which layers may share, are mapped to queries and keys as the input is; the sum of three products is
+    divided by the root of three times a head's width. Norms have no weights.
+    Source: GPT-BERT, Charpentier & Samuel 2024, arXiv:2410.24159, after LTG-BERT and DeBERTa.
+    """
+
+    mixes = True
+
+    def __init__(
+        self, width: int, heads: int, distances: LogBuckets, dropout: float = 0.0, *, eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        _check("GatedAttention", width, heads, dropout)
+        self.heads, self.dropout, self.distances = heads, dropout, distances
+        self.qk = nn.Linear(width, 2 * width)
+        self.vg = nn.Linear(width, 2 * width)  # values, gates
+        self.norm = nn.LayerNorm(width, eps=eps, elementwise_affine=False)
+        self.out = nn.Linear(width, width)
+        self.drop_distances = Dropout(dropout)
+
+    def forward(
+        self, x_ND: Float[Tensor, "N D"], layout: Layout, plan: Plan, at: Places = None
+    ) -> Float[Tensor, "_ D"]:
+        q_NHK, k_NHK = self._heads(x_ND)
+        q_RHK, k_RHK = self._heads(self.drop_distances(self.distances()).to(x_ND.dtype))
+        q_NHK, q_RHK = q_NHK * 3**-0.5, q_RHK * 3**-0.5
+        bias = Disentangled(q_RHK.transpose(0, 1), k_RHK.transpose(0, 1), self.distances.bucket)
+        v_ND, gate_ND = self.vg(x_ND).chunk(2, dim=1)
+        v_NHK = v_ND.unflatten(1, (self.heads, -1))
+        y_NHK = attend(q_NHK, k_NHK, v_NHK, plan, bias=bias, dropout=self.dropout if self.training else 0.0)
+        return self.out(self.norm(narrowed(y_NHK.flatten(1) * F.gelu(gate_ND), at)))
+
+    def _heads(self, x_ND: Float[Tensor, "N D"]) -> tuple[Tensor, Tensor]:
+        return self.qk(x_ND).unflatten(1, (2, self.heads, -1)).unbind(1)
 
 
 class CrossAttention(nn.Module):

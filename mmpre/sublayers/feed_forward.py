@@ -36,7 +36,8 @@ class FeedForward(nn.Module):
 class GatedFeedForward(nn.Module):
     """down(activation(a) * b), where a and b are the halves of one linear map: GeGLU, or SwiGLU with F.silu.
 
-    `dropout` acts before the map down. `up_bias` and `down_bias` say whether the maps have biases.
+    `dropout` acts before the map down, and `norm` before it, where there is one. `up_bias` and `down_bias` say whether
+    the maps have biases.
     Source: Shazeer 2020, arXiv:2002.05202.
     """
 
@@ -51,15 +52,18 @@ class GatedFeedForward(nn.Module):
         dropout: float = 0.0,
         up_bias: bool = False,
         down_bias: bool = False,
+        norm: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.up = nn.Linear(width, 2 * hidden, bias=up_bias)
         self.down = nn.Linear(hidden, width, bias=down_bias)
         self.activation = activation
+        self.norm = norm
         self.dropout = Dropout(dropout)
 
     def forward(
         self, x_ND: Float[Tensor, "N D"], layout: Layout, plan: Plan, at: Places = None
     ) -> Float[Tensor, "_ D"]:
         gate_NE, value_NE = self.up(narrowed(x_ND, at)).chunk(2, dim=1)
-        return self.down(self.dropout(self.activation(gate_NE) * value_NE))
+        x_NE = self.activation(gate_NE) * value_NE
+        return self.down(self.dropout(x_NE if self.norm is None else self.norm(x_NE)))

@@ -65,6 +65,14 @@ CASES = [
     Case("uniter", "large", 28_996, rows=2, stated=303, counts="image encoder"),
     # Portes et al. 2023, section 3: 137M
     Case("mosaicbert", "base", 30_522, stated=137, counts="modalities encoder"),
+    # Clark et al. 2020, table 1 of the appendix: 110M and 335M, which is the discriminator
+    Case("electra", "base", 30_522, stated=110, counts="modalities encoder"),
+    Case("electra", "large", 30_522, rows=2, stated=335, counts="modalities encoder"),
+    # Liu et al. 2021, section 3: BERT-base; the rows of a step are compared with each other
+    Case("mirror_bert", "base", 30_522, rows=16, stated=110, counts="modalities encoder"),
+    # Charpentier & Samuel 2024, appendix: 30M and 119M
+    Case("babylm2", "small", 8_192, rows=16, stated=30, counts="modalities encoder"),
+    Case("babylm2", "base", 16_384, rows=16, stated=119, counts="modalities encoder"),
     # Dosovitskiy et al. 2020, table 1: 86M and 307M, without MAE's decoder
     Case("mae", "base", rows=16, stated=86, counts="modalities encoder"),
     Case("mae", "large", rows=8, stated=307, counts="modalities encoder"),

@@ -1,7 +1,7 @@
 """What the exporters share: how an encoder differs from a plain one, its numbers, and made rows to compare on."""
 # n tokens of a row
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,7 +17,6 @@ from mmpre.sublayers.attention import Attention
 from mmpre.sublayers.feed_forward import FeedForward
 from mmpre.sublayers.residual import PostNorm, PreNorm
 from mmpre.tokens import Batch, Row, Tokens, pack
-from mmpre.view import View
 
 LIMIT = 1e-5  # largest difference between states in float32
 
@@ -69,7 +68,7 @@ def looks_elsewhere(recipe: Recipe) -> list[str]:
     """Whether the network was trained to see less than whole rows."""
     seen = []
     for task in recipe.stages[-1].tasks:
-        views = [task.view] if isinstance(task.view, View) else task.view.values()
+        views = task.view.values() if isinstance(task.view, Mapping) else [task.view]
         seen += [view.attend for view in views]
     if any(isinstance(attend, Full) for attend in seen):
         return []
