@@ -16,6 +16,7 @@ from typing import Literal
 from torch import nn
 
 from mmpre.data.audio import Audio
+from mmpre.data.video import Video
 from mmpre.encoder import llama_encoder
 from mmpre.heads.pixels import Pixels
 from mmpre.heads.region import RegionFeature
@@ -29,6 +30,7 @@ from mmpre.modalities.image_patches import ImagePatches, ImageReader, random_cro
 from mmpre.modalities.regions import RegionReader, Regions
 from mmpre.modalities.speech import FbankReader, Speech
 from mmpre.modalities.text import Text, TextReader
+from mmpre.modalities.video import VideoReader, VideoTubelets
 from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
 from mmpre.optim import AdamW, Cosine
@@ -36,7 +38,7 @@ from mmpre.recipe import Recipe, Stage, Task
 from mmpre.tokens import Tokens
 from mmpre.view import View
 
-Kind = Literal["text", "image_patches", "regions", "speech", "dna"]
+Kind = Literal["text", "image_patches", "video", "regions", "speech", "dna"]
 Parts = tuple[nn.Module, Corruption, nn.Module]  # a modality, what hides its tokens, the head that predicts them
 
 
@@ -49,7 +51,7 @@ def masked(
     member: str = "",  # its suffix, such as py for text that is code; "" for the modality's own
     tokenizer: str = "bytes",  # of text: path of a tokenizer.json, or bytes
     kmer: int = 1,  # bases of a token of DNA
-    patch_px: int = 16,  # side of a picture's patch
+    patch_px: int = 16,  # side of a picture's or a clip's patch
     side_px: int = 0,  # of squares cut from pictures at random and flipped; 0 takes them whole
     features: int = 2048,  # values of a region
     stack: int = 4,  # mel frames of 10 ms in a token of speech
@@ -87,6 +89,11 @@ def masked(
         image = ImagePatches(ImageReader(patch_px, crops, max_patches=length, **suffixes), width=width)
         return image, HideAll(), Pixels(width, 3 * patch_px**2, image.features)
 
+    def video() -> Parts:
+        reader = VideoReader(Video(**suffixes), patch_px, max_patches=length)
+        clip = VideoTubelets(reader, width=width)
+        return clip, HideAll(), Pixels(width, 3 * reader.frames * patch_px**2, clip.features)
+
     def regions() -> Parts:
         reader, types = RegionReader(features, max_regions=length, **suffixes), nn.Embedding(2, width)
         image = Regions(reader, width=width, types=types, dropout=0.0)
@@ -98,7 +105,7 @@ def masked(
         return heard, HideAll(), Pixels(width, heard.reader.bins * stack, _frames, normalise=False)
 
     ways: dict[str, Callable[[], Parts]] = {
-        "text": text, "image_patches": image_patches, "regions": regions, "speech": speech, "dna": dna,
+        "text": text, "image_patches": image_patches, "video": video, "regions": regions, "speech": speech, "dna": dna,
     }  # fmt: skip
     reads, hides, head = ways[modality]()
     network = Network({modality: reads}, llama_encoder(width, depth, heads))

@@ -1,0 +1,41 @@
+"""Masked prediction by one recipe for every modality, and two towers."""
+
+import json
+from typing import get_args
+
+import pytest
+
+import mmpre
+from mmpre.data.shards import shard_writer
+from mmpre.plugins import find_recipe
+from mmpre.recipes.masked import Kind
+
+
+@pytest.mark.parametrize("mask", ["tokens", "spans"])
+@pytest.mark.parametrize("modality", get_args(Kind))
+def test_every_modality_has_its_mask_and_its_head(modality, mask):
+    found = find_recipe("masked")
+    recipe = found.build(found.numbers("tiny", {"modality": modality, "mask": mask}))
+    (task,) = recipe.stages[0].tasks
+    (pick,) = task.view.picks.values()
+    assert list(recipe.network.readers) == [modality] and pick.role == modality
+    if mask == "spans":  # as many tokens are hidden, away from a row's start
+        assert 1 - (1 - pick.chance) ** pick.length == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize("thing", ["image_patches", "video", "speech", "code"])
+def test_two_towers_read_a_thing_and_its_text(thing):
+    found = find_recipe("two_towers")
+    recipe = found.build(found.numbers("tiny", {"thing": thing}))
+    assert list(recipe.towers) == [thing, "text"] and recipe.network is recipe.towers[thing].net
+
+
+def test_it_learns_which_strand_a_row_of_one_letter_is(tmp_path):
+    letters = "A" * 2_000
+    with shard_writer(tmp_path / "dna", prefix="dna") as sink:
+        for i in range(4):
+            sink.write({"__key__": f"{i}", "fa": f">s{i}\n{letters[i:]}\n"})
+    run = mmpre.train("masked", scale="tiny", out=tmp_path / "run", data=(str(tmp_path / "dna"),), modality="dna",
+                      length=64, width=32, depth=1, heads=2, batch=16, steps=40, warmup=4, lr=1e-2)  # fmt: skip
+    losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines() if "loss" in line]
+    assert losses[-1] < 0.4 < 1.5 < losses[0]
