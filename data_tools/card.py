@@ -17,11 +17,15 @@ class EvalTask:
     `input` and `target` name members of a sample, such as "txt" or, where sets differ, "ogg|wav", or fields of its
     JSON, such as "json:year". Samples whose `group` is equal are right answers of each other. A probe is fitted on
     `train` and chosen on `valid`; splits may be those of another set that stands beside this one ("../other/train").
-    `labels` limits a task to samples with these targets. `baseline` is what is known of simple methods and of chance,
-    in plain words.
+    `labels` limits a task to samples with these targets. `other` is the second side of a pair: of similarity, or the
+    wrong one of a minimal pair, where `target` is not read. `prompts` are texts that name a class at {}. `baseline` is
+    what is known of simple methods and of chance, in plain words.
     """
 
-    kind: Literal["classification", "retrieval", "regression", "transcription", "detection", "link prediction"]
+    kind: Literal[
+        "classification", "few-shot", "zero-shot", "retrieval", "regression",
+        "similarity", "minimal pairs", "transcription", "detection", "link prediction",
+    ]  # fmt: skip
     about: str
     input: str
     target: str
@@ -30,6 +34,8 @@ class EvalTask:
     train: str = "train"
     valid: str = "valid"
     labels: tuple[str, ...] | None = None
+    other: str | None = None
+    prompts: tuple[str, ...] | None = None
     baseline: str | None = None
 
     def fields(self) -> dict[str, Any]:

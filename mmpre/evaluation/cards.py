@@ -17,6 +17,7 @@ from mmpre.strict_json import JSONError
 from mmpre.strict_json import read as read_json
 
 CARD = "card.json"
+UNTAUGHT = ("zero-shot", "similarity", "minimal pairs")  # kinds that nothing is fitted for
 
 
 class CardError(ValueError):
@@ -29,6 +30,7 @@ class CardTask:
 
     `valid` is the split that hyper-parameters are chosen on. Splits are folders beside the card, or those of another
     set that was built beside it ("../other/train"). `labels` limits the samples to those with one of these targets.
+    `other` is the second side of a pair, `prompts` are texts that name a class at {}.
     """
 
     folder: Path
@@ -43,6 +45,8 @@ class CardTask:
     valid: str = "valid"
     baseline: str | None = None
     labels: tuple[str, ...] = ()
+    other: str | None = None
+    prompts: tuple[str, ...] = ("{}",)
     names: tuple[str, ...] = ()  # of the classes, where targets are their numbers
 
     def samples(self, split: str, most: int | None = None) -> Iterator[tuple[int, Sample]]:
@@ -61,7 +65,8 @@ class CardTask:
 
     def missing(self) -> str:
         """Which of its splits is not there, "" where all are."""
-        gone = [split for split in (self.split, self.train) if not (self.folder / split).is_dir()]
+        wanted = (self.split,) if self.kind in UNTAUGHT else (self.split, self.train)
+        gone = [split for split in wanted if not (self.folder / split).is_dir()]
         return f"no {' and '.join(gone)} beside {self.folder / CARD}; build that data set there" if gone else ""
 
     def field(self, sample: Sample, where: str) -> Any:
@@ -96,7 +101,7 @@ def read_card(folder: Path, kinds: tuple[str, ...]) -> list[CardTask]:
         if unknown := set(one) - known:
             raise CardError(f"{folder / CARD}: task {number} has {', '.join(sorted(unknown))}; known: {sorted(known)}")
         names = tuple(card.get("classes", ())) if one.get("target") == "cls" else ()
-        listed = {"labels": tuple(one["labels"])} if "labels" in one else {}
+        listed = {field: tuple(one[field]) for field in ("labels", "prompts") if field in one}
         tasks.append(CardTask(folder=folder, set=name, names=names, **one | listed))
     return tasks
 

@@ -53,13 +53,13 @@ def classify(name: str, train: Known, valid: Known, test: Known) -> list[Result]
     """
     some = _some(len(train), LAYER_ROWS, name)
     right = [
-        _logistic(train, layer, 1.0, some).score(scaled(valid.layer(layer), train.layer(layer)), valid.y_S)
+        logistic(train, layer, 1.0, some).score(scaled(valid.layer(layer), train.layer(layer)), valid.y_S)
         for layer in range(len(train.layers))
     ]
     layer = int(np.argmax(right))
     like = train.layer(layer)
     x_valid, x_test = scaled(valid.layer(layer), like), scaled(test.layer(layer), like)
-    fits = [_logistic(train, layer, strength) for strength in STRENGTHS]
+    fits = [logistic(train, layer, strength) for strength in STRENGTHS]
     best = int(np.argmax([fit.score(x_valid, valid.y_S) for fit in fits]))
     told = {"layer": layer, "train rows": len(train), "valid rows": len(valid)}
     guess = float((test.y_S == _commonest(train.y_S)).mean())
@@ -97,11 +97,11 @@ def regress(name: str, train: Known, valid: Known, test: Known) -> list[Result]:
         told_S, truth_S = (_by_group(one, test.group_S) for one in (told_S, truth_S))
     guess = float(np.abs(truth_S - constant).mean())
     error = mean(f"{name}: mean error", np.abs(told_S - truth_S), chance=guess, less=True, protocol=told)
-    rank = statistic(f"{name}: Spearman", _spearman, told_S, truth_S, chance=0.0, protocol=told)
+    rank = statistic(f"{name}: Spearman", spearman, told_S, truth_S, chance=0.0, protocol=told)
     return [error, rank]
 
 
-def _spearman(a_S: np.ndarray, b_S: np.ndarray) -> float:
+def spearman(a_S: np.ndarray, b_S: np.ndarray) -> float:
     return float(spearmanr(a_S, b_S).statistic) if len(set(a_S)) > 1 and len(set(b_S)) > 1 else float("nan")
 
 
@@ -109,7 +109,7 @@ def _by_group(x_S: np.ndarray, group_S: np.ndarray) -> np.ndarray:
     return np.array([x_S[group_S == one].mean() for one in np.unique(group_S)])
 
 
-def _logistic(train: Known, layer: int, strength: float, rows: np.ndarray | slice = slice(None)) -> LogisticRegression:
+def logistic(train: Known, layer: int, strength: float, rows: np.ndarray | slice = slice(None)) -> LogisticRegression:
     like = train.layer(layer)
     with warnings.catch_warnings():  # stopping early is a choice here, the same for every network
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -121,7 +121,7 @@ def _few(name: str, draw: int, train: Known, layer: int, strength: float, x_test
     rng = np.random.default_rng(hashed("few", name, draw))
     each = [np.flatnonzero(train.y_S == one) for one in np.unique(train.y_S)]
     rows = np.concatenate([rng.permutation(some)[:SHOTS] for some in each])
-    return _logistic(train, layer, strength, rows).predict(x_test)
+    return logistic(train, layer, strength, rows).predict(x_test)
 
 
 def _some(count: int, most: int, name: str) -> np.ndarray | slice:

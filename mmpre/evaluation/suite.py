@@ -5,66 +5,32 @@ retrieval from towers, or from mean states where both sides are read alike.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
-from mmpre.data.sample import Sample
 from mmpre.evaluation.bag import bag
 from mmpre.evaluation.cards import CardTask, read_card
 from mmpre.evaluation.collapse import collapse
-from mmpre.evaluation.features import Vectors, pooled, role_of, towered
+from mmpre.evaluation.few_shot import few_shot
+from mmpre.evaluation.minimal_pairs import by_counts, minimal_pairs
 from mmpre.evaluation.probe import Known, classify, regress, scaled
-from mmpre.evaluation.results import Result, mean
+from mmpre.evaluation.results import Result
 from mmpre.evaluation.search import search
-from mmpre.network import Network
-from mmpre.recipe import Recipe
-
-TRAIN_ROWS, VALID_ROWS, TEST_ROWS = 20_000, 2_000, 10_000  # at most, drawn alike for every network
-
-
-class NotMeasured(ValueError):
-    """A task that this network or this machine's data does not allow; says why."""
-
-
-@dataclass
-class Subject:
-    """A network that is measured. Vectors of a split are made once."""
-
-    recipe: Recipe
-    kept: dict[tuple, Vectors] = field(default_factory=dict)
-
-    @property
-    def network(self) -> nn.Module:
-        return self.recipe.network
-
-    def reads(self, member: str) -> bool:
-        return isinstance(self.network, Network) and role_of(self.network.readers, member) is not None
-
-    def tower(self, member: str) -> tuple[str, nn.Module] | None:
-        """The role and the tower that read a member."""
-        for role, tower in self.recipe.towers.items():
-            if role_of({role: tower.net.readers[role]}, member):
-                return role, tower
-        return None
-
-    def means(self, task: CardTask, split: str, most: int, member: str) -> Vectors:
-        key = (task.folder / split, member, most)
-        if key not in self.kept:
-            self.kept[key] = pooled(self.network, member, task.samples(split, most))
-        return self.kept[key]
-
-    def in_common(self, task: CardTask, split: str, most: int, member: str) -> Vectors:
-        """Vectors in the space that the towers share."""
-        role, tower = self.tower(member)
-        key = (task.folder / split, member, most, role)
-        if key not in self.kept:
-            self.kept[key] = towered(tower, role, member, task.samples(split, most))
-        return self.kept[key]
+from mmpre.evaluation.similarity import by_bags, similarity
+from mmpre.evaluation.subject import (
+    TEST_ROWS,
+    TRAIN_ROWS,
+    VALID_ROWS,
+    NotMeasured,
+    Subject,
+    known_of,
+    title,
+    valid_of,
+)
+from mmpre.evaluation.zero_shot import zero_shot
 
 
 def card_tasks(folder: Path) -> list[CardTask]:
@@ -82,13 +48,21 @@ def measure(task: CardTask, subject: Subject) -> list[Result]:
 
 
 def trivial(task: CardTask, subject: Subject) -> list[Result]:
-    """The same results from bags of pieces, for the kinds that are probed."""
-    if task.kind not in ("classification", "regression") or task.missing() or not subject.reads(task.input):
+    """The same results by what needs no network, such as bags of pieces, for the kinds that have such."""
+    way = TRIVIAL.get(task.kind)
+    try:
+        return [] if way is None or task.missing() else way(task, subject)
+    except NotMeasured:
+        return []
+
+
+def _bags(task: CardTask, subject: Subject) -> list[Result]:
+    if not subject.reads(task.input):
         return []
 
     def known(split: str, most: int) -> Known:
         number_S, x_S = bag(subject.network, task.input, task.samples(split, most))
-        return _known(task, split, most, number_S, [x_S])
+        return known_of(task, split, most, number_S, [x_S])
 
     return _fit(task, known)
 
@@ -99,33 +73,19 @@ def _probe(task: CardTask, subject: Subject) -> list[Result]:
 
     def known(split: str, most: int) -> Known:
         vectors = subject.means(task, split, most, task.input)
-        return _known(task, split, most, vectors.number_S, vectors.x_LSD)
+        return known_of(task, split, most, vectors.number_S, vectors.x_LSD)
 
     found = _fit(task, known)
-    if task.kind == "classification" and subject.recipe.towers:
-        found += _zero_shot(task, subject)
+    if task.kind == "classification" and subject.tower(task.input) and subject.tower("txt"):
+        found += zero_shot(task, subject)
     return found
 
 
 def _fit(task: CardTask, known: Callable[[str, int], Known]) -> list[Result]:
-    parts = [known(task.train, TRAIN_ROWS), known(_valid(task), VALID_ROWS), known(task.split, TEST_ROWS)]
+    parts = [known(task.train, TRAIN_ROWS), known(valid_of(task), VALID_ROWS), known(task.split, TEST_ROWS)]
     if short := [name for name, one in zip(("train", "valid", "test"), parts, strict=True) if len(one) < 2]:
         raise NotMeasured(f"{' and '.join(short)} have fewer than two samples with {task.target}")
-    return (classify if task.kind == "classification" else regress)(title(task), *parts)
-
-
-def _known(task: CardTask, split: str, most: int, number_S: np.ndarray, layers: Sequence[Any]) -> Known:
-    """Vectors and targets of the samples that have both."""
-    found: dict[int, tuple[Any, Any]] = {}
-    for number, sample in task.samples(split, most):
-        value = task.field(sample, task.target)
-        if value is not None:
-            found[number] = (value, task.field(sample, task.group) if task.group else None)
-    rows = np.array([row for row, number in enumerate(number_S.tolist()) if number in found], dtype=np.int64)
-    values = [found[number_S[row]] for row in rows]
-    y_S = np.array([float(y) if task.kind == "regression" else str(y) for y, _ in values])
-    groups = np.array([str(one) for _, one in values]) if task.group else None
-    return Known([one[rows] for one in layers], y_S, groups)
+    return FITS[task.kind](title(task), *parts)
 
 
 def _retrieve(task: CardTask, subject: Subject) -> list[Result]:
@@ -155,7 +115,7 @@ def _search_means(task: CardTask, subject: Subject) -> list[Result]:
         return _search(task, split, most, lambda member: (vectors.number_S, x_SD), {"layer": layer})
 
     layers = range(len(subject.means(task, task.split, TEST_ROWS, task.input).x_LSD))
-    found = [results(_valid(task), VALID_ROWS, layer)[0].value for layer in layers]
+    found = [results(valid_of(task), VALID_ROWS, layer)[0].value for layer in layers]
     return results(task.split, TEST_ROWS, int(np.argmax(found)))
 
 
@@ -206,22 +166,6 @@ def _first_of_each(task: CardTask, split: str, most: int, member: str) -> set[in
     return set(found.values())
 
 
-def _zero_shot(task: CardTask, subject: Subject) -> list[Result]:
-    """The class whose name, read as a text, lies nearest to a sample in the towers' space."""
-    if not (subject.tower(task.input) and subject.tower("txt")):
-        return []
-    vectors = subject.in_common(task, task.split, TEST_ROWS, task.input)
-    known = _known(task, task.split, TEST_ROWS, vectors.number_S, vectors.x_LSD)
-    labels = sorted(set(known.y_S.tolist()))
-    texts = [task.names[int(one)] if task.names else one for one in labels]
-    prompts = [Sample(str(i), "", "", {"txt": text.replace("-", " ").encode()}) for i, text in enumerate(texts)]
-    role, tower = subject.tower("txt")
-    class_CD = towered(tower, role, "txt", enumerate(prompts)).x_LSD[0]
-    right = np.array(labels)[(known.layers[0] @ class_CD.T).argmax(1)] == known.y_S
-    told = {"classes": len(labels), "prompt": "the name"}
-    return [mean(f"{title(task)}: zero-shot", right, chance=1 / len(labels), protocol=told)]
-
-
 def spread_of(task: CardTask, subject: Subject) -> list[Result]:
     """Measures of collapse on the samples that a task reads."""
     if task.missing() or not subject.reads(task.input):
@@ -230,18 +174,12 @@ def spread_of(task: CardTask, subject: Subject) -> list[Result]:
     return collapse(f"{task.set} {member}", subject.means(task, task.split, TEST_ROWS, task.input).x_LSD[-1])
 
 
-def title(task: CardTask) -> str:
-    return f"{task.set}: {task.about}"
-
-
-def _valid(task: CardTask) -> str:
-    """The split that choices are made on. Raises NotMeasured where there is none."""
-    if not (task.folder / task.valid).is_dir():
-        raise NotMeasured(f"no {task.valid} beside {task.folder}, which layer and strength could be chosen on")
-    return task.valid
-
-
+FITS = {"classification": classify, "regression": regress, "few-shot": few_shot}
+TRIVIAL: dict[str, Callable[[CardTask, Subject], list[Result]]] = dict.fromkeys(FITS, _bags) | {
+    "similarity": by_bags, "minimal pairs": by_counts,
+}  # fmt: skip
 KINDS: dict[str, Callable[[CardTask, Subject], list[Result]] | None] = {
-    "classification": _probe, "regression": _probe, "retrieval": _retrieve, "transcription": None, "detection": None,
-    "link prediction": None,
+    "classification": _probe, "regression": _probe, "few-shot": _probe, "zero-shot": zero_shot,
+    "similarity": similarity, "minimal pairs": minimal_pairs,
+    "retrieval": _retrieve, "transcription": None, "detection": None, "link prediction": None,
 }  # fmt: skip

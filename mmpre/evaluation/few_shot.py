@@ -1,0 +1,54 @@
+"""How far a few labelled samples of each class go: a linear probe on frozen vectors."""
+# S samples of the test, R draws
+
+from typing import Any
+
+import numpy as np
+
+from mmpre.draw import hashed
+from mmpre.evaluation.probe import STRENGTHS, Known, logistic, scaled
+from mmpre.evaluation.results import RESAMPLES, Result
+
+SHOTS = (1, 5, 10)  # labelled samples of a class
+DRAWS = 10  # of them
+
+
+def few_shot(name: str, train: Known, valid: Known, test: Known) -> list[Result]:
+    """For each number of shots, right answers on test, the mean over draws of the labelled samples.
+
+    A class with fewer samples gives all it has. Layer (with C = 1) and then C are chosen on valid, by their mean over
+    the same draws. Intervals are over draws and test rows both. Vectors are scaled by all of train, without its labels.
+    """
+    values, counts = np.unique(train.y_S, return_counts=True)
+    guess = float((test.y_S == values[counts.argmax()]).mean())
+    results = []
+    for shots in SHOTS:
+        rows = [_rows(name, draw, train.y_S, shots) for draw in range(DRAWS)]
+
+        def right(layer: int, strength: float, on: Known, rows: list[np.ndarray] = rows) -> np.ndarray:
+            x_SD = scaled(on.layer(layer), train.layer(layer))
+            return np.stack([logistic(train, layer, strength, some).predict(x_SD) == on.y_S for some in rows])
+
+        layer = max(range(len(train.layers)), key=lambda one: right(one, 1.0, valid).mean())
+        strength = max(STRENGTHS, key=lambda one: right(layer, one, valid).mean())
+        told = {"layer": layer, "C": strength, "draws": DRAWS, "least of a class": int(min(shots, counts.min())),
+                "valid rows": len(valid)}  # fmt: skip
+        results.append(_over_draws(f"{name}: {shots}-shot", right(layer, strength, test), guess, told))
+    return results
+
+
+def _rows(name: str, draw: int, y_S: np.ndarray, shots: int) -> np.ndarray:
+    """Some rows of each class, the first of one order: fewer shots are among more."""
+    rng = np.random.default_rng(hashed("few-shot", name, draw))
+    return np.concatenate([rng.permutation(np.flatnonzero(y_S == one))[:shots] for one in np.unique(y_S)])
+
+
+def _over_draws(name: str, right_RS: np.ndarray, chance: float, protocol: dict[str, Any]) -> Result:
+    rng, (draws, rows) = np.random.default_rng(hashed("bootstrap", name)), right_RS.shape
+    means = []
+    for _ in range(RESAMPLES):
+        of_S = right_RS[rng.integers(0, draws, draws)].mean(0)
+        means.append(of_S[rng.integers(0, rows, rows)].mean())
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Result(name, float(right_RS.mean()), float(low), float(high), rows, chance, protocol=protocol,
+                  rows=right_RS.mean(0))  # fmt: skip

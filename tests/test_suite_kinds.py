@@ -1,0 +1,213 @@
+"""Do the kinds of task that need more than a probe find what is known to be there, and say so when they cannot?"""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mmpre
+from mmpre.data.sample import Sample
+from mmpre.data.shards import shard_writer
+from mmpre.draw import Draw
+from mmpre.evaluate import evaluate
+from mmpre.evaluation.few_shot import DRAWS, SHOTS, few_shot
+from mmpre.evaluation.minimal_pairs import _hidden
+from mmpre.evaluation.probe import Known
+from mmpre.modalities.text import TextReader
+
+RNG = np.random.default_rng(0)
+
+
+def known(count, *, shuffled=False, classes=4, width=8):
+    """Vectors of which layer 1 holds the label and layer 0 nothing."""
+    y_S = np.arange(count) % classes
+    noise_SD = RNG.normal(size=(count, width))
+    label_SD = noise_SD * 0.1 + np.eye(width)[y_S]
+    return Known([noise_SD, label_SD], RNG.permutation(y_S).astype(str) if shuffled else y_S.astype(str))
+
+
+def write_set(folder, tasks, sample, counts=(("train", 60), ("valid", 30), ("test", 30)), **card):
+    for split, count in counts:
+        with shard_writer(folder / split, prefix=split) as sink:
+            for i in range(count):
+                sink.write({"__key__": f"{i:03d}"} | sample(i))
+    (folder / "card.json").write_text(json.dumps({"name": "made", "tasks": tasks} | card))
+    return folder
+
+
+def grey_picture(i):
+    """A noisy square of one of three greys, its class and its name."""
+    file, noise_HW3 = io.BytesIO(), np.random.default_rng(i).integers(0, 40, (16, 16, 3))
+    Image.fromarray((noise_HW3 + i % 3 * 100).astype(np.uint8)).save(file, "PNG")
+    return {"png": file.getvalue(), "cls": str(i % 3), "txt": f"{['dark', 'grey', 'light'][i % 3]} one"}
+
+
+def results(answer, who="trained"):
+    return {one["name"].removeprefix("made: "): one for one in answer[who]["results"]}
+
+
+PICTURES = dict(scale="tiny", modality="image_patches", patch_px=8, width=16, depth=2, heads=2, batch=8, warmup=1)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A set of greys and a run on it that sees pictures alone."""
+    folder = tmp_path_factory.mktemp("pictures")
+    write_set(folder / "made", [], grey_picture)
+    data = (f"{folder}/made/train",)
+    return folder / "made", mmpre.train("masked", out=folder / "run", steps=2, data=data, **PICTURES)
+
+
+def with_tasks(folder, *tasks, **card):
+    (folder / "card.json").write_text(json.dumps({"name": "made", "tasks": tasks} | card))
+    return folder
+
+
+def test_few_labels_suffice_where_the_vectors_hold_them_and_tell_nothing_where_they_do_not():
+    few = few_shot("known", known(200), known(100), known(200))
+    assert [one.name for one in few] == [f"known: {shots}-shot" for shots in SHOTS]
+    assert few[-1].value == 1.0
+    assert all(one.value > 0.8 and one.protocol["layer"] == 1 and one.protocol["draws"] == DRAWS for one in few)
+    for one in few_shot("shuffled", known(200, shuffled=True), known(100, shuffled=True), known(400, shuffled=True)):
+        assert one.value == pytest.approx(0.25, abs=0.06) and one.low < 0.25 < one.high
+
+
+def test_the_interval_of_few_shots_is_over_draws_too():
+    """Where each draw is all right or all wrong on every row, rows alone would give no interval."""
+    x_SD = np.concatenate([np.full((20, 1), 1.0), np.full((20, 1), -1.0)])
+    y_S = np.array(["a"] * 19 + ["b"] + ["b"] * 19 + ["a"])  # one of 20 is labelled wrong
+    one_shot = few_shot("draws", *[Known([x_SD], y_S)] * 2, Known([x_SD[:20]], y_S[:20]))[0]
+    assert one_shot.low < one_shot.value < one_shot.high
+
+
+def test_a_run_is_measured_with_few_labels_beside_bags(pictures):
+    folder, run = pictures
+    task = {"kind": "few-shot", "about": "brightness", "input": "png", "target": "cls"}
+    answer = evaluate(run, sets=[with_tasks(folder, task)])
+    for who in ("trained", "untrained", "trivial"):
+        assert results(answer, who)["brightness: 5-shot"]["value"] > 0.9
+    assert results(answer)["brightness: 1-shot"]["protocol"]["least of a class"] == 1
+    assert "made: brightness: 5-shot" in answer["gain"]
+
+
+ZERO = {"kind": "zero-shot", "about": "brightness", "input": "png", "target": "cls", "prompts": ["{} one", "a {}"]}
+
+
+def test_classes_are_named_by_prompts_in_the_space_of_towers(tmp_path):
+    names = ["dark", "grey", "light"]
+    folder = write_set(tmp_path / "made", [ZERO], grey_picture, (("train", 60), ("test", 30)), classes=names)
+    towers = dict(patch_px=8, side_px=16, width=16, depth=1, heads=2, shared=8, batch=12, steps=40, warmup=4, lr=1e-2)
+    run = mmpre.train("two_towers", scale="tiny", out=tmp_path / "run", data=(f"{folder}/train",), **towers)
+    (folder / "train").rename(folder / "gone")  # nothing is fitted
+    answer = evaluate(run, sets=[folder])
+    found = results(answer)["brightness: zero-shot"]
+    assert found["value"] > 0.6 and found["chance"] == pytest.approx(1 / 3)
+    assert found["protocol"] == {"classes": 3, "prompts": ["{} one", "a {}"]}
+    assert "brightness: zero-shot" in results(answer, "untrained")
+
+
+def test_a_run_without_towers_names_no_classes(pictures):
+    folder, run = pictures
+    told = evaluate(run, sets=[with_tasks(folder, ZERO)])["not measured"]["made: brightness"]
+    assert told == (
+        "zero-shot: wanted towers for .png and .txt, got none for .png and .txt (the run has no towers); measure a run "
+        "of a contrastive recipe, or probe this one"
+    )
+
+
+WORDS = ["mill", "toad", "bright", "quiz", "jump"]
+SIMILAR = {"kind": "similarity", "about": "words", "input": "json:one", "other": "json:two", "target": "json:score"}
+
+
+def word_pair(i):
+    """Two texts of five words, of which some are shared; their share is the score."""
+    shared, rng = i % 6, np.random.default_rng(i)
+    one = [WORDS[n] for n in rng.permutation(5)]
+    two = one[:shared] + ["xxxxx"] * (5 - shared)
+    return {"txt": " ".join(one), "json": json.dumps({"one": " ".join(one), "two": " ".join(two), "score": shared})}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A set of pairs of texts and a run on the first of them."""
+    folder = tmp_path_factory.mktemp("texts")
+    write_set(folder / "made", [], word_pair, (("train", 40), ("valid", 48), ("test", 60)))
+    data = (f"{folder}/made/train",)
+    run = mmpre.train("masked", scale="tiny", out=folder / "run", steps=2, data=data, width=16, depth=2, heads=2,
+                      batch=8, warmup=1)  # fmt: skip
+    return folder / "made", run
+
+
+def test_vectors_of_texts_lie_as_near_as_their_scores_say(texts):
+    folder, run = texts
+    answer = evaluate(run, sets=[with_tasks(folder, SIMILAR)])
+    for who in ("trained", "untrained", "trivial"):
+        found = results(answer, who)["words: Spearman"]
+        assert found["value"] > 0.8 and found["low"] > 0.6 and found["n"] == 60 and found["chance"] == 0
+    assert results(answer)["words: Spearman"]["protocol"]["valid rows"] == 48
+
+
+def test_scores_that_mean_nothing_are_told_as_that(texts, tmp_path):
+    def shuffled(i):
+        return {"json": json.dumps(json.loads(word_pair(i)["json"]) | {"score": i * 7919 % 101})}
+
+    folder = write_set(tmp_path / "made", [SIMILAR], shuffled, (("valid", 60), ("test", 150)))
+    found = results(evaluate(texts[1], sets=[folder]))["words: Spearman"]
+    assert found["low"] < 0 < found["high"]
+
+
+def test_pairs_that_a_run_cannot_read_or_a_card_does_not_name_are_told(pictures, texts):
+    told = evaluate(pictures[1], sets=[with_tasks(texts[0], SIMILAR)])["not measured"]["made: words"]
+    assert told.startswith("similarity: wanted a reader of .txt, the run reads .jpg, ") and told.endswith(
+        "another task"
+    )
+    one_sided = {name: value for name, value in SIMILAR.items() if name != "other"}
+    told = evaluate(texts[1], sets=[with_tasks(texts[0], one_sided)])["not measured"]["made: words"]
+    assert told == 'similarity: wanted "other", the second side of a pair, beside "input"; add it to the card'
+
+
+PAIRS = {"kind": "minimal pairs", "about": "order", "input": "txt", "other": "json:wrong", "target": "txt"}
+
+
+def sentence_pair(i):
+    """Letters in the order of the alphabet, and the same letters turned round."""
+    start = np.random.default_rng(i).integers(0, 18)
+    right = " ".join("abcdefghijklmnopqrstuvwxyz"[start : start + 8])
+    return {"txt": right, "json": json.dumps({"wrong": right[::-1]})}
+
+
+def test_a_sentence_like_those_that_were_seen_is_likelier_than_a_wrong_one(tmp_path):
+    folder = write_set(tmp_path / "made", [PAIRS], sentence_pair, (("train", 200), ("test", 40)))
+    numbers = dict(width=32, depth=2, heads=2, batch=32, steps=100, warmup=10, lr=5e-3, hide=0.3, dropout=0.0)
+    run = mmpre.train("bert", scale="tiny", out=tmp_path / "run", data=(f"{folder}/train",), **numbers)
+    answer = evaluate(run, sets=[folder])
+    found = {who: results(answer, who)["order: right above wrong"] for who in ("trained", "untrained", "trivial")}
+    assert found["trained"]["value"] > 0.9 and found["trained"]["n"] == 40
+    assert found["untrained"]["value"] < 0.75
+    assert found["trivial"]["value"] == 0.5  # the same letters
+    assert found["trained"]["protocol"]["tokens"] > 40 * 2 * 8
+    assert answer["gain"]["made: order: right above wrong"]["low"] > 0
+
+
+def test_hidden_tokens_take_the_rest_of_their_word_with_them():
+    reader = TextReader("bytes")
+    tokens = reader.tokenize(Sample("k", "", "", {"txt": b"ab cd"}), Draw.row(0, 0, 0, epoch=0, unit=0))
+    rows = list(_hidden("text", tokens))
+    assert len(rows) == int((tokens.special_N < 0).sum())
+    word_N = tokens["word"]
+    for row in rows:
+        first = int(row.picked["hidden"].clean_M)
+        shown_N = ~row.replaced["text"]
+        assert not shown_N[first] and shown_N[:first].all()
+        assert (word_N[row.replaced["text"]] == word_N[first]).all()
+        assert shown_N[word_N != word_N[first]].all()
+
+
+def test_a_run_without_a_vocabulary_head_says_no_sentences(pictures, texts):
+    told = evaluate(pictures[1], sets=[with_tasks(texts[0], PAIRS)])["not measured"]["made: order"]
+    assert told == (
+        "minimal pairs: wanted a task with a vocabulary head for .txt, the run has Pixels for image_patches; measure a "
+        "run of masked prediction of text, such as bert"
+    )
