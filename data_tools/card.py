@@ -18,12 +18,13 @@ class EvalTask:
     JSON, such as "json:year". Samples whose `group` is equal are right answers of each other. A probe is fitted on
     `train` and chosen on `valid`; splits may be those of another set that stands beside this one ("../other/train").
     `labels` limits a task to samples with these targets. `other` is the second side of a pair: of similarity, or the
-    wrong one of a minimal pair, where `target` is not read. `prompts` are texts that name a class at {}. `baseline` is
-    what is known of simple methods and of chance, in plain words.
+    wrong one of a minimal pair, where `target` is not read. `prompts` are texts that name a class at {}, `epochs` how
+    often a network that is trained on the labels sees them. `baseline` is what is known of simple methods and of
+    chance, in plain words.
     """
 
     kind: Literal[
-        "classification", "few-shot", "zero-shot", "retrieval", "regression",
+        "classification", "few-shot", "zero-shot", "fine-tuning", "sequence labelling", "retrieval", "regression",
         "similarity", "minimal pairs", "transcription", "detection", "link prediction",
     ]  # fmt: skip
     about: str
@@ -36,6 +37,7 @@ class EvalTask:
     labels: tuple[str, ...] | None = None
     other: str | None = None
     prompts: tuple[str, ...] | None = None
+    epochs: int | None = None
     baseline: str | None = None
 
     def fields(self) -> dict[str, Any]:

@@ -105,7 +105,7 @@ TASKS = [
     {"kind": "retrieval", "about": "as bright", "input": "png", "target": "png", "group": "json:grey"},
     {"kind": "retrieval", "about": "by name", "input": "png", "target": "txt"},
     {"kind": "classification", "about": "of another set", "input": "png", "target": "cls", "train": "../gone/train"},
-    {"kind": "transcription", "about": "said", "input": "wav", "target": "txt"},
+    {"kind": "detection", "about": "found", "input": "png", "target": "json"},
 ]
 
 
@@ -149,7 +149,7 @@ def test_a_run_is_measured_by_the_card_of_its_data_and_keeps_what_was_found(run,
     assert answer["not measured"] == {
         "grey: by name": "the run has no towers that put .png and .txt in one space",
         "grey: of another set": f"no ../gone/train beside {run.parent}/grey/card.json; build that data set there",
-        "grey: said": "tasks of kind transcription are not measured here",
+        "grey: found": "tasks of kind detection are not measured here",
     }
     assert set(answer["gain"]) >= {"grey: brightness: linear probe", "grey: how bright: mean error"}
     assert evaluate(run)["trained"] == answer["trained"] and len(kept(run)) == 1  # in place of the first

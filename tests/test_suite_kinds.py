@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import mmpre
@@ -15,6 +16,7 @@ from mmpre.evaluate import evaluate
 from mmpre.evaluation.few_shot import DRAWS, SHOTS, few_shot
 from mmpre.evaluation.minimal_pairs import _hidden
 from mmpre.evaluation.probe import Known
+from mmpre.evaluation.transcription import _decoded, _edits, _needed
 from mmpre.modalities.text import TextReader
 
 RNG = np.random.default_rng(0)
@@ -211,3 +213,92 @@ def test_a_run_without_a_vocabulary_head_says_no_sentences(pictures, texts):
         "minimal pairs: wanted a task with a vocabulary head for .txt, the run has Pixels for image_patches; measure a "
         "run of masked prediction of text, such as bert"
     )
+
+
+TUNED = {"kind": "fine-tuning", "about": "brightness", "input": "png", "target": "cls", "epochs": 15}
+
+
+def test_a_whole_network_learns_a_class_from_labels_and_the_run_stays_as_it_is(pictures):
+    folder, run = pictures
+    other = {"kind": "classification", "about": "probed", "input": "png", "target": "cls"}
+    alone = results(evaluate(run, sets=[with_tasks(folder, other)]))
+    answer = evaluate(run, sets=[with_tasks(folder, TUNED, other)])
+    for who in ("trained", "untrained", "trivial"):
+        assert results(answer, who)["brightness: fine-tuned"]["value"] > 0.9
+    told = results(answer)["brightness: fine-tuned"]["protocol"]
+    assert told["epochs"] == 15 and told["seed"] == 0 and told["lr"] in told["of"] and told["train windows"] == 60
+    assert results(answer)["probed: linear probe"] == alone["probed: linear probe"]
+
+
+def test_labels_that_mean_nothing_are_not_learned(pictures, tmp_path):
+    def shuffled(i):
+        return grey_picture(i) | {"cls": str(np.random.default_rng(i + 999).integers(0, 3))}
+
+    counts = (("train", 60), ("valid", 30), ("test", 200))
+    folder = write_set(tmp_path / "made", [TUNED | {"epochs": 2}], shuffled, counts)
+    found = results(evaluate(pictures[1], sets=[folder], untrained=False))["brightness: fine-tuned"]
+    assert found["low"] < 0.36 and found["value"] < 0.45
+
+
+VOWELS = {"kind": "sequence labelling", "about": "vowels", "input": "txt", "target": "json:labels", "epochs": 25}
+
+
+def spelled(i):
+    """Words, and for each of their characters whether it is a vowel."""
+    text = " ".join(WORDS[n] for n in np.random.default_rng(i).permutation(5))
+    return {"txt": text, "json": json.dumps({"labels": "".join("V" if c in "aeiou" else "C" for c in text)})}
+
+
+def test_each_token_gets_the_label_of_its_character(texts, tmp_path):
+    folder = write_set(tmp_path / "made", [VOWELS], spelled)
+    answer = evaluate(texts[1], sets=[folder], untrained=False)
+    for who in ("trained", "trivial"):
+        found = results(answer, who)
+        assert found["vowels: labels of tokens"]["value"] > 0.97 > found["vowels: labels of tokens"]["chance"]
+        assert found["vowels: F1 of the rarer labels"]["value"] > 0.9
+    assert results(answer)["vowels: labels of tokens"]["protocol"]["commonest"] == "C"
+
+
+def test_labels_that_do_not_fit_the_text_are_told(texts, tmp_path):
+    def short(i):
+        return {"txt": "five", "json": json.dumps({"labels": "CVC"})}
+
+    folder = write_set(tmp_path / "made", [VOWELS, VOWELS | {"about": "none", "target": "json:no"}], short)
+    told = evaluate(texts[1], sets=[folder], untrained=False)["not measured"]
+    assert told["made: vowels"] == (
+        "sequence labelling: wanted a label for each of 4 characters of sample 000, got 3; write one for each of the "
+        "characters into the task's target"
+    )
+    assert told["made: none"] == "sequence labelling: train has no sample with .txt and json:no that can be used"
+
+
+SAID = {"kind": "transcription", "about": "said", "input": "txt", "target": "json:said", "epochs": 40}
+
+
+def drawn_out(i):
+    """Letters that are each written three times, and the letters."""
+    letters = [("A", "b", "c", "d")[n] for n in np.random.default_rng(i).permutation(4)]
+    return {"txt": "".join(3 * one for one in letters), "json": json.dumps({"said": "".join(letters)})}
+
+
+def test_what_is_drawn_out_is_transcribed_and_an_empty_answer_is_chance(texts, tmp_path):
+    folder = write_set(tmp_path / "made", [SAID], drawn_out, (("train", 96), ("valid", 24), ("test", 24)))
+    found = results(evaluate(texts[1], sets=[folder], untrained=False))["said: character error rate"]
+    assert found["value"] < 0.3 and found["chance"] == 1.0 and found["less"] and found["n"] == 24
+    assert found["protocol"]["letters"] == 4
+
+
+def test_characters_are_read_and_counted_as_they_should_be():
+    score_nC = torch.eye(3)[[0, 1, 1, 0, 1, 2, 2, 0]]
+    assert _decoded(score_nC, "ab") == "aab"
+    assert _needed(torch.tensor([1, 1, 2])) == 4
+    edits, lengths = _edits(["aab", "", "ab"], ["ab", "abc", "ab"])
+    assert edits.tolist() == [1, 3, 0] and lengths.tolist() == [2, 3, 2]
+
+
+@pytest.mark.parametrize("kind", ["fine-tuning", "sequence labelling", "transcription"])
+def test_a_network_that_does_not_read_the_input_is_not_trained(pictures, texts, kind):
+    task = {"kind": kind, "about": "words", "input": "txt", "target": "json:said"}
+    told = evaluate(pictures[1], sets=[with_tasks(texts[0], task)], untrained=False)["not measured"]["made: words"]
+    assert told.startswith(f"{kind}: wanted a reader of .txt, the run reads .jpg, ")
+    assert told.endswith("; measure a run that reads it")

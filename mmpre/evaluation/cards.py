@@ -30,7 +30,8 @@ class CardTask:
 
     `valid` is the split that hyper-parameters are chosen on. Splits are folders beside the card, or those of another
     set that was built beside it ("../other/train"). `labels` limits the samples to those with one of these targets.
-    `other` is the second side of a pair, `prompts` are texts that name a class at {}.
+    `other` is the second side of a pair, `prompts` are texts that name a class at {}, `epochs` how
+    often a network that is trained on the labels sees them.
     """
 
     folder: Path
@@ -47,6 +48,7 @@ class CardTask:
     labels: tuple[str, ...] = ()
     other: str | None = None
     prompts: tuple[str, ...] = ("{}",)
+    epochs: int = 3
     names: tuple[str, ...] = ()  # of the classes, where targets are their numbers
 
     def samples(self, split: str, most: int | None = None) -> Iterator[tuple[int, Sample]]:

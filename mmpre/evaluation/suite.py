@@ -15,6 +15,7 @@ from mmpre.evaluation.bag import bag
 from mmpre.evaluation.cards import CardTask, read_card
 from mmpre.evaluation.collapse import collapse
 from mmpre.evaluation.few_shot import few_shot
+from mmpre.evaluation.fine_tuning import fine_tuned, of_bags
 from mmpre.evaluation.minimal_pairs import by_counts, minimal_pairs
 from mmpre.evaluation.probe import Known, classify, regress, scaled
 from mmpre.evaluation.results import Result
@@ -30,6 +31,8 @@ from mmpre.evaluation.subject import (
     title,
     valid_of,
 )
+from mmpre.evaluation.token_labels import by_pieces, token_labels
+from mmpre.evaluation.transcription import transcription
 from mmpre.evaluation.zero_shot import zero_shot
 
 
@@ -174,12 +177,13 @@ def spread_of(task: CardTask, subject: Subject) -> list[Result]:
     return collapse(f"{task.set} {member}", subject.means(task, task.split, TEST_ROWS, task.input).x_LSD[-1])
 
 
-FITS = {"classification": classify, "regression": regress, "few-shot": few_shot}
+FITS = {"classification": classify, "regression": regress, "few-shot": few_shot, "fine-tuning": of_bags}
 TRIVIAL: dict[str, Callable[[CardTask, Subject], list[Result]]] = dict.fromkeys(FITS, _bags) | {
-    "similarity": by_bags, "minimal pairs": by_counts,
+    "similarity": by_bags, "minimal pairs": by_counts, "sequence labelling": by_pieces,
 }  # fmt: skip
 KINDS: dict[str, Callable[[CardTask, Subject], list[Result]] | None] = {
     "classification": _probe, "regression": _probe, "few-shot": _probe, "zero-shot": zero_shot,
-    "similarity": similarity, "minimal pairs": minimal_pairs,
-    "retrieval": _retrieve, "transcription": None, "detection": None, "link prediction": None,
+    "similarity": similarity, "minimal pairs": minimal_pairs, "fine-tuning": fine_tuned,
+    "sequence labelling": token_labels, "transcription": transcription,
+    "retrieval": _retrieve, "detection": None, "link prediction": None,
 }  # fmt: skip
