@@ -15,6 +15,7 @@ mmpre: pretrain an encoder on unlabelled data of any modality
   mmpre replay RUN --step N          do a step again and compare it with the log
   mmpre import FOLDER RECIPE         begin with the weights of a model of transformers or timm
   mmpre eval RUN                     what it learned, on held-out data, beside the same network untrained
+  mmpre claim RECIPE                 a paper's comparison, made again over seeds, with a verdict
   mmpre report RUN [RUN ...]         one page: curves, numbers, and what it makes of hidden words, patches, sounds
   mmpre embed RUN --data SHARD ...   features of every row, with their keys, as safetensors or Parquet
   mmpre export RUN --out DIR         a folder that transformers loads, compared before it gets its name

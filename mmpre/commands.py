@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from mmpre.commands_after import embed, export, plan
+from mmpre.commands_after import claim, embed, export, plan
 from mmpre.plugins import PluginError, find_modality, names, survey
 
 Paths = tyro.conf.Positional[tuple[str, ...]]
@@ -470,7 +470,7 @@ def _json(told: Any) -> str:
 Command = Callable[[list[str]], int | None]
 TOP: dict[str, Command] = {
     "list": list_, "plan": plan, "train": train, "resume": resume, "replay": replay, "import": import_, "eval": eval_,
-    "report": report, "embed": embed, "export": export, "demo": demo, "bench": bench,
+    "claim": claim, "report": report, "embed": embed, "export": export, "demo": demo, "bench": bench,
     "new-modality": new_modality,
 }  # fmt: skip
 DATA: dict[str, Command] = {

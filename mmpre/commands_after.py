@@ -4,6 +4,7 @@ import dataclasses
 import json as json_
 import re
 import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 import tyro
@@ -99,3 +100,35 @@ def plan(rest: list[str]) -> None:
     recipe = found.path if found.is_file else found.name
     told = plan_recipe(recipe, scale=scale, options=options, **changed(numbers, found.defaults(scale)))
     print(json_.dumps(told, indent=2) if as_json else "\n".join(lines(told, options)))
+
+
+def claim(rest: list[str]) -> None:
+    if not rest or rest[0].startswith("-"):
+        print("usage: mmpre claim RECIPE [--scale SCALE] [--seeds N] [--quick] [--on SET ...] [--json] [--any-number "
+              "VALUE]\n\nTrains what a paper compares, over seeds, and says whether the difference was seen; do it "
+              "again to go on after a kill.")  # fmt: skip
+        if not rest or rest[0] not in ("-h", "--help"):
+            sys.exit(2)
+        return
+    from rich.console import Console
+
+    from mmpre.arguments import changed, recipe_class, split, take
+    from mmpre.claim import ClaimOptions, table
+    from mmpre.claim import claim as make
+    from mmpre.plugins import find_recipe
+
+    found = find_recipe(rest[0])
+    scale, flags = take(rest[1:], "--scale")
+    scale = scale or "tiny"
+    kind = recipe_class(found, scale, ClaimOptions)
+    asked = tyro.cli(kind, args=flags, prog=f"mmpre claim {rest[0]}")
+    numbers, given = split(asked, ClaimOptions)
+    with redirect_stdout(sys.stderr) if given["json"] else nullcontext():  # where trainings tell how far they are
+        told = make(
+            found.path if found.is_file else found.name, asked.out or Path("claims") / found.name, scale=scale,
+            options=ClaimOptions(**given), **changed(numbers, found.defaults(scale)),
+        )  # fmt: skip
+    if given["json"]:
+        print(json_.dumps(told, indent=2))
+    else:
+        Console(width=None if sys.stdout.isatty() else 160).print(table(told))

@@ -54,8 +54,13 @@ class Draw:
     def hash(self, *purpose: Key) -> int:
         return hashed(self.seed, self.stage, *self.place, *purpose)
 
-    def rng(self, *purpose: Key, device: torch.device | str = "cpu") -> torch.Generator:
-        """A fresh generator for one purpose; two calls with the same purpose give the same numbers."""
+    def rng(self, *purpose: Key, device: torch.device | str = "cpu") -> torch.Generator | None:
+        """A fresh generator for one purpose; two calls with the same purpose give the same numbers.
+
+        None on the meta device, where nothing is drawn.
+        """
+        if torch.device(device).type == "meta":
+            return None
         return torch.Generator(device).manual_seed(self.hash(*purpose))
 
     @contextmanager

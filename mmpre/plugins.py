@@ -39,6 +39,7 @@ class LoadedRecipe:
     path: Path | None
     is_file: bool
     doc: str
+    claim: Any = None  # what the paper says is better than what (mmpre/claim.py)
 
     @property
     def digest(self) -> str | None:
@@ -91,7 +92,8 @@ def find_recipe(recipe: str | Path | Callable[..., Any], *, name: str | None = N
     if callable(recipe):
         module = sys.modules[recipe.__module__]
         path = Path(module.__file__) if getattr(module, "__file__", None) else None
-        return LoadedRecipe(recipe.__name__, recipe, getattr(module, "scales", {}), path, False, module.__doc__ or "")
+        return LoadedRecipe(recipe.__name__, recipe, getattr(module, "scales", {}), path, False, module.__doc__ or "",
+                            getattr(module, "claim", None))  # fmt: skip
     if str(recipe).endswith(".py"):
         path = Path(recipe)
         module = load_file(path, "recipe")
@@ -199,7 +201,8 @@ def _from_module(module: ModuleType, name: str, path: Path, *, is_file: bool) ->
     function = getattr(module, name, None)
     if not callable(function):
         raise PluginError(f"{path} must define a function {name}(...) that returns an mmpre.Recipe")
-    return LoadedRecipe(name, function, getattr(module, "scales", {}), path, is_file, module.__doc__ or "")
+    return LoadedRecipe(name, function, getattr(module, "scales", {}), path, is_file, module.__doc__ or "",
+                        getattr(module, "claim", None))  # fmt: skip
 
 
 def _nearest(name: str, known: Collection[str]) -> str:

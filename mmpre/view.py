@@ -140,10 +140,10 @@ class Dealt:
     def __post_init__(self) -> None:
         counts = {name: count for name, (count, _) in self.views.items()}
         picks = [pick for _, view in self.views.values() for pick in view.picks]
-        if not counts or min(counts.values()) < 1 or len(set(picks)) != len(picks):
+        if min(counts.values(), default=-1) < 0 or not sum(counts.values()) or len(set(picks)) != len(picks):
             raise ValueError(
-                f"Dealt: wanted views with at least 1 row each and picks of different names, got rows {counts} and "
-                f"picks {picks}"
+                f"Dealt: wanted views with rows, none with fewer than 0, and picks of different names, got rows "
+                f"{counts} and picks {picks}"
             )
 
     def row(

@@ -19,6 +19,7 @@ from torch import nn
 
 from mmpre.attention import Causal
 from mmpre.average import Average
+from mmpre.claims import Against, Claim
 from mmpre.dropout import Dropout
 from mmpre.encoder import ltgbert_encoder
 from mmpre.heads.vocabulary import Vocabulary
@@ -76,7 +77,7 @@ def babylm2(
     transform = nn.Sequential(norm, dense, nn.GELU(), norm, Dropout(dropout))
     head, turn = Vocabulary(text.table, transform=transform, z=z), masked + causal
     shares = {"masked": masked, "causal": causal}
-    readouts = [Predict(kind, head, before=1, weight=n / turn) for kind, n in shares.items() if n]
+    readouts = [Predict(kind, head, before=1, weight=n / turn) for kind, n in shares.items()]
 
     def stage(number: int, first: int, last: int) -> Stage:
         """Steps `first` to `last`; rows are twice as long for each stage before, and half as many."""
@@ -89,15 +90,17 @@ def babylm2(
             "masked": View(picks={"masked": spans}, corruption=replace, **made),
             "causal": View(picks={"causal": Everything(role="text")}, attend=Causal(), **made),
         }
-        view = Dealt({kind: (n, views[kind]) for kind, n in shares.items() if n}, label="causal")
+        view = Dealt({kind: (n, views[kind]) for kind, n in shares.items()}, label="causal")
+        held_out = Dealt({kind: (1, views[kind]) for kind in shares}, label="causal")  # whatever was trained on
 
         def rows(step: int) -> int:
             grown = (batch >> number) * (1 + (growth - 1) * step / steps) / growth
             return max(1, round(grown / micro_batches)) * micro_batches
 
         return Stage(
-            tasks=[Task("hybrid", view, OnePass(net, readouts))], data=data, valid=valid, steps=last - first,
-            batch=rows(last), ramp=BatchRamp(first=rows(first), steps=last - first) if growth > 1 else None,
+            tasks=[Task("hybrid", view, OnePass(net, readouts), held_out=held_out)], data=data, valid=valid,
+            steps=last - first, batch=rows(last),
+            ramp=BatchRamp(first=rows(first), steps=last - first) if growth > 1 else None,
             micro_batches=micro_batches, clip=clip, valid_every=valid_every,
             carry=Carry(optimizer=True, schedule=True) if number else Carry(),
             optimizer=LAMB(
@@ -119,3 +122,12 @@ scales = {
     "small": dict(width=384, heads=6, hidden=1_280, lr=1.41e-2, steps=7_812, warmup=125, cooldown=125),
     "base": {},
 }  # fmt: skip
+
+claim = Claim(
+    says="masked and causal rows together make a model that is good at both",
+    against={
+        "masked alone": Against(numbers={"causal": 0}, measure="hybrid: causal_accuracy"),
+        "causal alone": Against(numbers={"masked": 0}, measure="hybrid: masked_accuracy"),
+    },
+    quick=dict(steps=150, warmup=10, cooldown=10),
+)

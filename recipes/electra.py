@@ -15,6 +15,7 @@ Run      mmpre train electra --scale tiny --data "text/*.tar"
 
 from typing import Literal
 
+from mmpre.claims import Against, Claim
 from mmpre.encoder import bert_encoder
 from mmpre.heads.score import Score
 from mmpre.heads.vocabulary import Vocabulary
@@ -107,3 +108,13 @@ scales = {
         width=1024, depth=24, heads=16, table=1024, hide=0.25, batch=2_048, micro_batches=64, steps=400_000,
     ),
 }  # fmt: skip
+
+claim = Claim(
+    says="judging all tokens teaches more than judging those that were picked, and than predicting masked ones",
+    against={
+        "picked alone": Against(numbers={"learn": "picked"}, measure="probe"),
+        "masked words": Against(numbers={"learn": "masked"}, measure="probe"),
+    },
+    equal="flops",
+    quick=dict(steps=150, warmup=15),
+)

@@ -10,6 +10,7 @@ from torch import nn
 from mmpre.data.sample import Sample
 from mmpre.draw import Draw
 from mmpre.optim import set_learning_rate
+from mmpre.plan import plan
 from mmpre.recipes.electra import electra, scales
 
 DRAW = Draw.micro_batch(0, 0, 0, 0)
@@ -245,6 +246,13 @@ def test_the_papers_scales_have_the_parameters_of_the_public_models(scale, milli
     assert count / 1e6 == pytest.approx(millions, rel=0.04 if scale == "small" else 0.02)
     objective = recipe.stages[0].tasks[0].objective
     assert sum(p.numel() for p in objective.guess.net.parameters()) == sum(p.numel() for p in generator.parameters())
+
+
+def test_its_step_can_be_planned_without_a_device():
+    small = {name: value for name, value in SMALL.items() if name not in ("steps", "warmup")}
+    told = {learn: plan("electra", learn=learn, steps=10, warmup=1, **small) for learn in ("all", "masked")}
+    flops = {learn: one["stages"][0]["flops"] for learn, one in told.items()}
+    assert 1.05 * flops["masked"] < flops["all"] < 2 * flops["masked"]
 
 
 def test_a_temperature_of_0_is_refused(tokenizer):

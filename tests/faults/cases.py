@@ -42,6 +42,10 @@ def _of(name: str, recipe: str, **numbers: object) -> tuple[str, Case]:
 CASES = dict(
     [
         _of("bert", "bert", **_SMALL, length=14),
+        _of("electra", "electra", **_SMALL, length=14, positions=14, table=16, generator_width=16, generator_heads=2),
+        _of(
+            "mirror_bert", "mirror_bert", **_EVERY, width=32, depth=2, heads=2, length=14, positions=14, valid_every=12
+        ),
         _of("uniter", "uniter", **_SMALL, length=16, positions=16, regions=6, features=16, classes=7),
         _of("contrastive", str(HERE / "contrastive.py"), **_EVERY),
         _of("two_stages", str(HERE / "two_stages.py"), **_EVERY),

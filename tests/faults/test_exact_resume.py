@@ -45,6 +45,8 @@ def test_the_unbroken_run_learns_and_meets_holes(case):
 
 SHAPES = {  # processes and loading workers of each start; every start but the last is killed
     "bert": [(2, 1), (1, 2), (2, 0)],
+    "electra": [(2, 1), (1, 0)],
+    "mirror_bert": [(1, 1), (2, 0)],
     "uniter": [(1, 1), (2, 1), (1, 0)],
     "contrastive": [(2, 1), (1, 0)],
     "two_stages": [(1, 1), (2, 0)],
