@@ -107,7 +107,7 @@ def protocol() -> dict[str, Any]:
     """What every number of an evaluation depends on beside the run and the data."""
     return {
         "interval": f"95 percent, percentile bootstrap over test rows, {RESAMPLES} resamples, drawn from the name",
-        "choices": "layer and strength on valid alone", "rows": [TRAIN_ROWS, VALID_ROWS, TEST_ROWS],
+        "choices": "layer, strength and learning rate on valid alone", "rows": [TRAIN_ROWS, VALID_ROWS, TEST_ROWS],
         "machine": f"{os.cpu_count()} cores, {platform.machine()}", "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }  # fmt: skip

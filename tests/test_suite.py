@@ -15,7 +15,7 @@ from mmpre.cli import main
 from mmpre.data.shards import shard_writer
 from mmpre.evaluate import evaluate, kept, markdown
 from mmpre.evaluation.cards import CardError, card_beside
-from mmpre.evaluation.collapse import rank_me, spread
+from mmpre.evaluation.collapse import collapse, rank_me, spread
 from mmpre.evaluation.probe import Known, classify, regress
 from mmpre.evaluation.results import gain, mean, statistic
 from mmpre.evaluation.search import first_right, search
@@ -97,6 +97,10 @@ def test_collapse_is_told_from_spread():
     noise, one = RNG.normal(size=(500, 16)), np.outer(RNG.normal(size=500), np.ones(16))
     assert rank_me(noise) > 15 and rank_me(one) < 1.01
     assert spread(noise) > 0.98 and spread(np.ones((5, 4))) == pytest.approx(0)
+    rank, _, variance = collapse("noise", noise * 2)
+    assert (rank.name, variance.name) == ("noise: RankMe", "noise: variance")
+    assert variance.low < 4 < variance.high and variance.value == pytest.approx(4, abs=0.3)
+    assert collapse("one", np.ones((5, 4)))[2].value == 0
 
 
 TASKS = [

@@ -13,9 +13,11 @@ from mmpre.data.sample import Sample
 from mmpre.data.shards import shard_writer
 from mmpre.draw import Draw
 from mmpre.evaluate import evaluate
+from mmpre.evaluation.cards import CardError
 from mmpre.evaluation.few_shot import DRAWS, SHOTS, few_shot
 from mmpre.evaluation.minimal_pairs import _hidden
 from mmpre.evaluation.probe import Known
+from mmpre.evaluation.suite import card_tasks
 from mmpre.evaluation.transcription import _decoded, _edits, _needed
 from mmpre.modalities.text import TextReader
 
@@ -160,6 +162,15 @@ def test_scores_that_mean_nothing_are_told_as_that(texts, tmp_path):
     assert found["low"] < 0 < found["high"]
 
 
+def test_a_score_that_is_no_number_and_epochs_that_are_none_are_told(texts):
+    task = SIMILAR | {"target": "json:one"}
+    told = evaluate(texts[1], sets=[with_tasks(texts[0], task)], untrained=False)["not measured"]["made: words"]
+    assert told.startswith("similarity: wanted a number as the score of sample 000, got '")
+    assert told.endswith("; look at the task's target")
+    with pytest.raises(CardError, match="task 0: epochs must be a whole number above 0, got 0"):
+        card_tasks(with_tasks(texts[0], SIMILAR | {"epochs": 0}))
+
+
 def test_pairs_that_a_run_cannot_read_or_a_card_does_not_name_are_told(pictures, texts):
     told = evaluate(pictures[1], sets=[with_tasks(texts[0], SIMILAR)])["not measured"]["made: words"]
     assert told.startswith("similarity: wanted a reader of .txt, the run reads .jpg, ") and told.endswith(
@@ -238,6 +249,7 @@ def test_labels_that_mean_nothing_are_not_learned(pictures, tmp_path):
     folder = write_set(tmp_path / "made", [TUNED | {"epochs": 2}], shuffled, counts)
     found = results(evaluate(pictures[1], sets=[folder], untrained=False))["brightness: fine-tuned"]
     assert found["low"] < 0.36 and found["value"] < 0.45
+    assert results(evaluate(pictures[1], sets=[folder], untrained=False))["brightness: fine-tuned"] == found
 
 
 VOWELS = {"kind": "sequence labelling", "about": "vowels", "input": "txt", "target": "json:labels", "epochs": 25}

@@ -102,6 +102,8 @@ def read_card(folder: Path, kinds: tuple[str, ...]) -> list[CardTask]:
             )
         if unknown := set(one) - known:
             raise CardError(f"{folder / CARD}: task {number} has {', '.join(sorted(unknown))}; known: {sorted(known)}")
+        if not isinstance(epochs := one.get("epochs", 1), int) or epochs < 1:
+            raise CardError(f"{folder / CARD}: task {number}: epochs must be a whole number above 0, got {epochs!r}")
         names = tuple(card.get("classes", ())) if one.get("target") == "cls" else ()
         listed = {field: tuple(one[field]) for field in ("labels", "prompts") if field in one}
         tasks.append(CardTask(folder=folder, set=name, names=names, **one | listed))

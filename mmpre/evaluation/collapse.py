@@ -10,13 +10,15 @@ ROWS, RESAMPLES = 2_048, 100
 
 
 def collapse(name: str, x_SD: Float[np.ndarray, "S D"]) -> list[Result]:
-    """RankMe (Garrido et al. 2022, arXiv:2210.02885) of centred vectors, and the deviation of their directions: 1 where
-    they are spread over all of the sphere, 0 where all are one."""
+    """RankMe (Garrido et al. 2022, arXiv:2210.02885) of centred vectors; the deviation of their directions, 1 where
+    they are spread over all of the sphere, 0 where all are one; and the variance of a value, the mean over the width.
+    """
     x_SD = x_SD[:ROWS].astype(np.float64)
     told = {"rows": len(x_SD), "width": x_SD.shape[1]}
     return [
         statistic(f"{name}: RankMe", rank_me, x_SD, resamples=RESAMPLES, centred=True, protocol=told),
         statistic(f"{name}: spread", spread, x_SD, resamples=RESAMPLES, centred=True, protocol=told),
+        statistic(f"{name}: variance", variance, x_SD, resamples=RESAMPLES, centred=True, protocol=told),
     ]
 
 
@@ -31,3 +33,7 @@ def rank_me(x_SD: Float[np.ndarray, "S D"]) -> float:
 def spread(x_SD: Float[np.ndarray, "S D"]) -> float:
     unit_SD = x_SD / np.linalg.norm(x_SD, axis=1, keepdims=True).clip(1e-12)
     return float(np.sqrt(unit_SD.var(0).sum()))
+
+
+def variance(x_SD: Float[np.ndarray, "S D"]) -> float:
+    return float(x_SD.var(0).mean())

@@ -97,7 +97,7 @@ def _cosines(task: CardTask, split: str, most: int, read: Read) -> dict[tuple[st
     for number, sample, both in pairs(task, split, most):
         value = task.field(sample, task.target)
         if value is not None:
-            score[number] = float(value)
+            score[number] = _number(sample, value)
             sides[2 * number], sides[2 * number + 1] = both
     if len(score) < 2:
         raise NotMeasured(f"similarity: {split} has fewer than two pairs with {task.target}")
@@ -113,3 +113,13 @@ def _cosines(task: CardTask, split: str, most: int, read: Read) -> dict[tuple[st
             product_SD = one_SD.multiply(other_SD) if scipy.sparse.issparse(x_SD) else one_SD * other_SD
             found[name, centred] = np.asarray(product_SD.sum(1)).ravel(), score_S
     return found
+
+
+def _number(sample: Sample, value: object) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise NotMeasured(
+            f"similarity: wanted a number as the score of sample {sample.key}, got {value!r:.60}; look at the task's "
+            "target"
+        ) from None
