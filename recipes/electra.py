@@ -112,8 +112,8 @@ scales = {
 claim = Claim(
     says="judging all tokens teaches more than judging those that were picked, and than predicting masked ones",
     against={
-        "picked alone": Against(numbers={"learn": "picked"}, measure="probe"),
-        "masked words": Against(numbers={"learn": "masked"}, measure="probe"),
+        "picked alone": Against(numbers={"learn": "picked"}, measure="linear probe"),
+        "masked words": Against(numbers={"learn": "masked"}, measure="linear probe"),
     },
     equal="flops",
     quick=dict(steps=150, warmup=15),
