@@ -69,8 +69,9 @@ def with_tasks(folder, *tasks, **card):
     return folder
 
 
-def test_few_labels_suffice_where_the_vectors_hold_them_and_tell_nothing_where_they_do_not():
+def test_few_labels_suffice_where_the_vectors_hold_them_and_tell_nothing_where_they_do_not(recwarn):
     few = few_shot("known", known(200), known(100), known(200))
+    assert not [one for one in recwarn.list if "unique classes" in str(one.message)]
     assert [one.name for one in few] == [f"known: {shots}-shot" for shots in SHOTS]
     assert few[-1].value == 1.0
     assert all(one.value > 0.8 and one.protocol["layer"] == 1 and one.protocol["draws"] == DRAWS for one in few)

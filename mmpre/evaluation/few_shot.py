@@ -6,34 +6,40 @@ from typing import Any
 import numpy as np
 
 from mmpre.draw import hashed
-from mmpre.evaluation.probe import STRENGTHS, Known, logistic, scaled
+from mmpre.evaluation.probe import STRENGTHS, Known, fitted, scaled
 from mmpre.evaluation.results import RESAMPLES, Result
 
 SHOTS = (1, 5, 10)  # labelled samples of a class
-DRAWS = 10  # of them
+DRAWS, TRIED = 10, 3  # of them, and how many of these choose the layer and the strength
+VALID, TEST = 1, 2
 
 
 def few_shot(name: str, train: Known, valid: Known, test: Known) -> list[Result]:
     """For each number of shots, right answers on test, the mean over draws of the labelled samples.
 
     A class with fewer samples gives all it has. Layer (with C = 1) and then C are chosen on valid, by their mean over
-    the same draws. Intervals are over draws and test rows both. Vectors are scaled by all of train, without its labels.
+    the first draws. Intervals are over draws and test rows both. Vectors are scaled by all of train,
+    without its labels.
     """
     values, counts = np.unique(train.y_S, return_counts=True)
     guess = float((test.y_S == values[counts.argmax()]).mean())
+    layers = range(len(train.layers))
+    scaled_L = [[scaled(one.layer(layer), train.layer(layer)) for one in (train, valid, test)] for layer in layers]
     results = []
     for shots in SHOTS:
         rows = [_rows(name, draw, train.y_S, shots) for draw in range(DRAWS)]
 
-        def right(layer: int, strength: float, on: Known, rows: list[np.ndarray] = rows) -> np.ndarray:
-            x_SD = scaled(on.layer(layer), train.layer(layer))
-            return np.stack([logistic(train, layer, strength, some).predict(x_SD) == on.y_S for some in rows])
+        def right(layer: int, strength: float, on: int, drawn: list[np.ndarray]) -> np.ndarray:
+            x_train, y_S = scaled_L[layer][0], (train, valid, test)[on].y_S
+            fits = (fitted(x_train[some], train.y_S[some], strength) for some in drawn)
+            return np.stack([fit.predict(scaled_L[layer][on]) == y_S for fit in fits])
 
-        layer = max(range(len(train.layers)), key=lambda one: right(one, 1.0, valid).mean())
-        strength = max(STRENGTHS, key=lambda one: right(layer, one, valid).mean())
+        tried = rows[:TRIED]
+        layer = max(layers, key=lambda one: right(one, 1.0, VALID, tried).mean())
+        strength = max(STRENGTHS, key=lambda one: right(layer, one, VALID, tried).mean())
         told = {"layer": layer, "C": strength, "draws": DRAWS, "least of a class": int(min(shots, counts.min())),
                 "valid rows": len(valid)}  # fmt: skip
-        results.append(_over_draws(f"{name}: {shots}-shot", right(layer, strength, test), guess, told))
+        results.append(_over_draws(f"{name}: {shots}-shot", right(layer, strength, TEST, rows), guess, told))
     return results
 
 

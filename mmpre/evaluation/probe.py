@@ -111,10 +111,14 @@ def _by_group(x_S: np.ndarray, group_S: np.ndarray) -> np.ndarray:
 
 def logistic(train: Known, layer: int, strength: float, rows: np.ndarray | slice = slice(None)) -> LogisticRegression:
     like = train.layer(layer)
-    with warnings.catch_warnings():  # stopping early is a choice here, the same for every network
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        fit = LogisticRegression(C=strength, max_iter=ITERATIONS, tol=1e-3)
-        return fit.fit(scaled(train.layer(layer, rows), like), train.y_S[rows])
+    return fitted(scaled(train.layer(layer, rows), like), train.y_S[rows], strength)
+
+
+def fitted(x_SD: Any, y_S: np.ndarray, strength: float) -> LogisticRegression:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # stopping early is a choice, the same for every network
+        warnings.filterwarnings("ignore", "The number of unique classes is greater")  # so it is with one of a class
+        return LogisticRegression(C=strength, max_iter=ITERATIONS, tol=1e-3).fit(x_SD, y_S)
 
 
 def _few(name: str, draw: int, train: Known, layer: int, strength: float, x_test: np.ndarray) -> np.ndarray:
