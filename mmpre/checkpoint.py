@@ -24,6 +24,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from mmpre.aside import sync
 from mmpre.gradients import like
 from mmpre.strict_json import JSONError
 from mmpre.strict_json import read as read_json
@@ -94,11 +95,11 @@ def save(
         }  # fmt: skip
         whole = {"manifest": manifest, "blake2b": _digest_of(manifest)}
         _write(aside / MANIFEST, json.dumps(whole, indent=1).encode())
-        _sync(aside)
+        sync(aside)
         path = path_of(folder, step)
         before = _put_by(path) if path.exists() else None  # the same step again, after a resume from an older one
         os.rename(aside, path)
-        _sync(folder)
+        sync(folder)
         if before is not None:
             shutil.rmtree(before, ignore_errors=True)
     except (OSError, safetensors.SafetensorError) as e:
@@ -333,11 +334,3 @@ def _put_by(path: Path) -> Path:
     aside = path.with_name(f".del-{path.name}-{secrets.token_hex(4)}")
     os.rename(path, aside)
     return aside
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -56,17 +56,17 @@ def copy(linear, *theirs):
             linear.bias.copy_(torch.cat([one.bias for one in theirs]))
 
 
-def close(got, want):
+def assert_close(got, want):
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
-def compare(ours, theirs_states, last, x_ND, layout, who):
+def assert_equals(ours, theirs_states, last, x_ND, layout, who):
     """Every layer, the closing norm, and a backward pass that reaches every weight."""
     got = ours.eval()(x_ND, layout, who.plan(layout), read=range(len(ours.blocks)))
     for i, state_ND in enumerate(theirs_states):
-        close(got.layer[i], state_ND)
-    close(got.last, last)
+        assert_close(got.layer[i], state_ND)
+    assert_close(got.last, last)
     assert not torch.allclose(got.layer[1], got.layer[0], atol=0.1)
     with torch.enable_grad():
         ours(x_ND, layout, who.plan(layout)).square().sum().backward()
@@ -96,7 +96,7 @@ def test_vit_equals_transformers():
     want = theirs(torch.randn(3, 3, 24, 24), output_hidden_states=True)
     layout = layout_of([10, 10, 10])
     states = [state.detach().flatten(0, 1) for state in want.hidden_states]
-    compare(ours, states[:3], want.last_hidden_state.detach().flatten(0, 1), states[0], layout, Full())
+    assert_equals(ours, states[:3], want.last_hidden_state.detach().flatten(0, 1), states[0], layout, Full())
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
@@ -124,7 +124,7 @@ def test_llama_equals_transformers(kv_heads):
     ids_BT = torch.randint(1, 50, valid_BT.shape) * valid_BT
     want = theirs(ids_BT, attention_mask=valid_BT.long(), output_hidden_states=True)
     states = [state_BTD[valid_BT].detach() for state_BTD in want.hidden_states]
-    compare(ours, states[:3], want.last_hidden_state[valid_BT].detach(), states[0], layout, Causal())
+    assert_equals(ours, states[:3], want.last_hidden_state[valid_BT].detach(), states[0], layout, Causal())
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -151,7 +151,7 @@ def test_modernbert_equals_transformers(attention):
     ids_BT = torch.randint(1, 50, valid_BT.shape) * valid_BT
     want = theirs(ids_BT, attention_mask=valid_BT.long(), output_hidden_states=True)
     states = [state_BTD[valid_BT].detach() for state_BTD in want.hidden_states]
-    compare(ours, states[:4], want.last_hidden_state[valid_BT].detach(), states[0], layout, Full())
+    assert_equals(ours, states[:4], want.last_hidden_state[valid_BT].detach(), states[0], layout, Full())
 
 
 def copy_convolution(ours, pointwise, depthwise, norm, out):
@@ -196,7 +196,7 @@ def test_conformer_equals_torchaudios_row_by_row():
     layout = layout_of()
     x_ND = torch.randn(layout.size, 32)
     rows = [theirs(row_TD[None], torch.tensor([len(row_TD)]))[0][0] for row_TD in x_ND.split(LENGTHS)]
-    compare(ours, [x_ND], torch.cat(rows).detach(), x_ND, layout, Full())
+    assert_equals(ours, [x_ND], torch.cat(rows).detach(), x_ND, layout, Full())
 
 
 def test_w2v_bert_equals_transformers():
@@ -233,7 +233,7 @@ def test_w2v_bert_equals_transformers():
     features_BTE = torch.randn(*valid_BT.shape, 16)
     want = theirs(features_BTE, attention_mask=valid_BT.long(), output_hidden_states=True)
     states = [state_BTD[valid_BT].detach() for state_BTD in want.hidden_states]
-    compare(ours, states[:2], want.last_hidden_state[valid_BT].detach(), states[0], layout, Full())
+    assert_equals(ours, states[:2], want.last_hidden_state[valid_BT].detach(), states[0], layout, Full())
 
 
 def test_lxmerts_cross_layer_equals_transformers():
@@ -276,9 +276,9 @@ def test_lxmerts_cross_layer_equals_transformers():
     for row_TD, texts in zip(x_ND.split(rows), layout.lengths["text"].tolist(), strict=True):
         text_TD, image_TD = theirs(row_TD[None, :texts], None, row_TD[None, texts:], None)[:2]
         want += [text_TD[0], image_TD[0]]
-    close(got, torch.cat(want))
+    assert_close(got, torch.cat(want))
     places = torch.tensor([1, 9, 26])
-    close(ours(x_ND, layout, Full().plan(layout), at=places), got[places])
+    assert_close(ours(x_ND, layout, Full().plan(layout), at=places), got[places])
 
 
 def test_mosaicbert_has_the_published_number_of_weights():

@@ -78,7 +78,7 @@ def weights(run):
     return mmpre.load(run).checkpoint.tensors
 
 
-def alike(one, other, tolerance=1e-4):
+def assert_alike(one, other, tolerance=1e-4):
     one_lines, other_lines = lines(one), lines(other)
     assert len(one_lines) == len(other_lines) >= 8
     for a, b in zip(one_lines, other_lines, strict=True):
@@ -98,7 +98,7 @@ def alike(one, other, tolerance=1e-4):
 @pytest.mark.parametrize("way", ["sum", "ddp", "fsdp"])
 @pytest.mark.parametrize("recipe", ["uneven", "twins"])
 def test_two_processes_do_what_one_does_within_rounding(runs, recipe, way):
-    alike(runs / f"{recipe}-alone", runs / f"{recipe}-{way}")
+    assert_alike(runs / f"{recipe}-alone", runs / f"{recipe}-{way}")
 
 
 @pytest.mark.parametrize("recipe", ["uneven", "twins"])
@@ -111,12 +111,12 @@ def test_two_processes_do_bit_for_bit_what_one_does_in_exact_mode(runs, recipe):
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 def test_in_bf16_they_agree_as_far_as_it_rounds(runs, way):
-    alike(runs / "uneven-alone-bf16", runs / f"uneven-{way}-bf16", tolerance=2e-2)
+    assert_alike(runs / "uneven-alone-bf16", runs / f"uneven-{way}-bf16", tolerance=2e-2)
 
 
 @pytest.mark.parametrize("run", ["from-one", "from-two"])
 def test_a_run_goes_on_with_other_processes_and_whole_or_shared_parameters(runs, run):
-    alike(runs / "uneven-alone", runs / run)
+    assert_alike(runs / "uneven-alone", runs / run)
 
 
 @pytest.mark.parametrize("way", ["alone", "sum", "ddp", "fsdp", "exact"])
