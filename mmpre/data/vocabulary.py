@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mmpre.data.words import Words, apart
+
 
 @runtime_checkable
 class Vocabulary(Protocol):
@@ -87,9 +89,14 @@ class Pieces:
         self.cls, self.sep, self.mask = self._find_specials(ids)
         self.free = self._longest_free_run(ids)
         self.digest = hashlib.blake2b(f"{source}{specials}".encode(), digest_size=16).hexdigest()
+        self.words = Words(self.backend) if apart(source) else None
 
     def cut(self, text: str) -> tuple[Int[Tensor, "W"], Int[Tensor, "W"]]:
-        return self._numbers(self.backend.encode(text, add_special_tokens=False))
+        if self.words is None:
+            return self._numbers(self.backend.encode(text, add_special_tokens=False))
+        ids, sizes = self.words.cut(text)
+        word_W = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        return torch.from_numpy(np.array(ids, dtype=np.int32)), torch.from_numpy(word_W)
 
     def cut_words(self, words: Sequence[str]) -> tuple[Int[Tensor, "W"], Int[Tensor, "W"]]:
         spaced = [f"{' ' if i else ''}{word}" for i, word in enumerate(words)]
