@@ -63,9 +63,18 @@ def _do(words: list[str]) -> None:
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_Printable())
     logging.getLogger("mmpre").setLevel(logging.INFO)
-    try:
+
+    def work() -> int | None:
         command, rest = _command(words)
-        code = command(rest)
+        return command(rest)
+
+    foreseen(work)
+
+
+def foreseen(work: Callable[[], int | None]) -> None:
+    """Do some work; a problem that we foresee is told in a few lines, and the process ends with its exit code."""
+    try:
+        code = work()
     except KeyboardInterrupt:
         print("mmpre: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -104,17 +104,19 @@ def plan(rest: list[str]) -> None:
 
 def claim(rest: list[str]) -> None:
     if not rest or rest[0].startswith("-"):
-        print("usage: mmpre claim RECIPE [--scale SCALE] [--seeds N] [--quick] [--on SET ...] [--json] [--any-number "
-              "VALUE]\n\nTrains what a paper compares, over seeds, and says whether the difference was seen; do it "
-              "again to go on after a kill.")  # fmt: skip
+        print("usage: mmpre claim RECIPE [--scale SCALE] [--seeds N] [--quick] [--on SET ...] [--at-once N] "
+              "[--out-page NAME] [--json] [--any-number VALUE]\n\nTrains what a paper compares, over seeds, and says "
+              "whether the difference was seen: claim.md, claim.json, claim.svg in --out (by default claims/RECIPE).\n"
+              "Do it again to go on after a stop; what is finished is kept.")  # fmt: skip
         if not rest or rest[0] not in ("-h", "--help"):
             sys.exit(2)
         return
     from rich.console import Console
 
     from mmpre.arguments import changed, recipe_class, split, take
-    from mmpre.claim import ClaimOptions, table
+    from mmpre.claim import ClaimOptions
     from mmpre.claim import claim as make
+    from mmpre.claim_page import table
     from mmpre.plugins import find_recipe
 
     found = find_recipe(rest[0])

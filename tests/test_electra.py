@@ -9,6 +9,7 @@ from torch import nn
 
 from mmpre.data.sample import Sample
 from mmpre.draw import Draw
+from mmpre.objectives.replaced import area_under_roc
 from mmpre.optim import set_learning_rate
 from mmpre.plan import plan
 from mmpre.recipes.electra import electra, scales
@@ -190,6 +191,15 @@ def test_judging_picked_tokens_alone_divides_by_their_number(tokenizer):
         <= metrics["replaced_replaced"][0]
         == some.objective(batch, DRAW).metrics["replaced_replaced"][0]
     )
+
+
+def test_the_area_under_the_curve_is_that_of_scikit_learn_and_half_without_pairs():
+    g = torch.Generator().manual_seed(0)
+    score_M, true_M = torch.randn(200, generator=g), torch.rand(200, generator=g) < 0.2
+    for some_M in (score_M, score_M.round()):  # with equal ones
+        assert area_under_roc(some_M, true_M).item() == pytest.approx(roc_auc_score(true_M, some_M), abs=1e-9)
+    assert area_under_roc(score_M, torch.zeros(200, dtype=torch.bool)) == 0.5
+    assert area_under_roc(torch.zeros(200), true_M) == 0.5
 
 
 def of_few_words(count, seed):

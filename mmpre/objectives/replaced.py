@@ -96,7 +96,8 @@ class Detect(nn.Module):
     With `pick`, of the picked ones alone. The loss is a binary cross-entropy, its term divided by the number of
     tokens that are judged. A token that was sampled, or replaced by chance, and is right all the same, is the row's
     own. Most tokens are, so what is worth watching is not the accuracy but, of those that were replaced, how many are
-    caught: `NAME_caught` divided by `NAME_replaced`.
+    caught (`NAME_caught` divided by `NAME_replaced`), and `NAME_auc`: how often a replaced token has a higher score
+    than one of the row's own (the area under the ROC curve), within each part of a step.
     """
 
     def __init__(
@@ -128,8 +129,20 @@ class Detect(nn.Module):
         score_M, true_M = self.head(state_MD).float(), self.truth(batch)
         loss = F.binary_cross_entropy_with_logits(score_M, true_M.float(), reduction="sum")
         said_M = score_M.detach() > 0
-        metrics = {"accuracy": said_M == true_M, "replaced": true_M, "caught": said_M & true_M}
-        return Loss(
-            [Term(self.name, loss, per, self.weight)],
-            {f"{self.name}_{name}": (value_M.sum(), per) for name, value_M in metrics.items()},
-        )
+        seen = {"accuracy": said_M == true_M, "replaced": true_M, "caught": said_M & true_M}
+        metrics = {f"{self.name}_{name}": (value_M.sum(), per) for name, value_M in seen.items()}
+        metrics[f"{self.name}_auc"] = area_under_roc(score_M.detach(), true_M) * len(score_M), per
+        return Loss([Term(self.name, loss, per, self.weight)], metrics)
+
+
+def area_under_roc(score_M: Float[Tensor, "M"], true_M: Bool[Tensor, "M"]) -> Float[Tensor, ""]:
+    """How often a true one has a higher score than one that is not, equal ones counting half; 0.5 without such pairs.
+
+    By ranks (Mann and Whitney 1947), with no shape that depends on values.
+    """
+    sorted_M = score_M.sort().values
+    below_M, upto_M = (torch.searchsorted(sorted_M, score_M, right=right) for right in (False, True))
+    rank_M = (below_M + upto_M + 1).double() / 2
+    true, other = true_M.sum().double(), (~true_M).sum().double()
+    above = torch.where(true_M, rank_M, 0.0).sum() - true * (true + 1) / 2
+    return torch.where(true * other > 0, above / (true * other).clamp(min=1), 0.5)

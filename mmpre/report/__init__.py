@@ -4,5 +4,6 @@ account      what was run, how to run it again, its state, what was lost on the 
 curves       metrics.jsonl as charts; chart lays one out for the page
 differences  where several runs differ
 panels       what the weights make of held-out rows, by what objectives, heads and modalities can show
+comparison   two ways over seeds beside each other, as a picture by itself (mmpre claim)
 page         everything together, into one file
 """
