@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from mmpre.attention_explicit import Order, Runs
 from mmpre.attention_rules import CAUSAL, EVERYONE, Band, Both, Rule, Subset
 from mmpre.tokens import Batch, Layout
 
@@ -153,6 +154,16 @@ class Plan:
     def masks(self) -> list[Bool[Tensor, "g 1 n m"] | None]:
         """For each group, who may attend to whom (one for all its rows where they agree); None: everyone."""
         return [self._mask(*group, *start) for group, start in zip(self.groups, self._starts, strict=True)]
+
+    def runs(self, heads: int) -> Runs:
+        """What attention with explicit scores needs to know, made once for each number of heads."""
+        made: dict[int, Runs] = self.__dict__.setdefault("made_runs", {})
+        if heads not in made:
+            queries = Order.of([(rows, n) for rows, n, _ in self.groups], heads)
+            keys = queries if self.keys is None else Order.of([(rows, m) for rows, _, m in self.groups], heads)
+            blind = not isinstance(self.rule, Band)
+            made[heads] = Runs(self.groups, heads, queries.to(self.device), keys.to(self.device), self.masks, blind)
+        return made[heads]
 
     @cached_property
     def distances(self) -> list[Int[Tensor, "g n n"]]:

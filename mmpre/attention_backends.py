@@ -25,8 +25,8 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from mmpre.attention import Plan
 from mmpre.attention_bias import Bias
-from mmpre.attention_rules import CAUSAL, EVERYONE, Band
-from mmpre.dropout import keep_like
+from mmpre.attention_explicit import Explicit
+from mmpre.attention_rules import CAUSAL, EVERYONE
 
 HALF = (torch.bfloat16, torch.float16)
 _watching: list[list[list[Tensor]]] = []  # lists that get the weights of every call, while somebody looks
@@ -130,37 +130,17 @@ def _with_bias(bias: Bias, q_gHnK: Tensor, k_gHnK: Tensor, plan: Plan, i: int) -
 def _groups_explicit(
     q_NHK: Tensor, k_MHK: Tensor, v_MHK: Tensor, plan: Plan, bias: Bias | None, dropout: float
 ) -> Tensor:
-    scale = q_NHK.shape[2] ** -0.5
-    heads = _split(plan, *(x.transpose(0, 1).contiguous() for x in (q_NHK, k_MHK, v_MHK)), dim=1)
-    blind = not isinstance(plan.rule, Band)  # then some tokens may see no one
-    y = []
-    for i, ((rows, n, m), *qkv) in enumerate(zip(plan.groups, *heads, strict=True)):
-        # a head's rows lie end to end, so this is a view
-        q_XnK, k_XmK, v_XmK = (rearrange(x, "h (g t) k -> (h g) t k", g=rows) for x in qkv)
-        mask, lowest = plan.masks[i], torch.finfo(q_XnK.dtype).min  # not infinity: nothing but that has no softmax
-        added, beta = q_XnK.new_zeros(()), 0
-        if bias is not None:
-            q_gHnK, k_gHnK = (rearrange(x, "(h g) t k -> g h t k", g=rows) for x in (q_XnK, k_XmK))
-            added, beta = bias.added(q_gHnK, k_gHnK, plan.distances[i]).to(q_XnK.dtype), 1
-        if mask is not None:
-            added, beta = torch.where(mask, added, lowest), 1
-        if added.ndim == 4:
-            one = added.shape[:2] == (1, 1)  # for all rows and heads
-            added = added[0] if one else added.transpose(0, 1).expand(q_NHK.shape[1], rows, n, m).reshape(-1, n, m)
-        score_Xnm = torch.baddbmm(added, q_XnK, k_XmK.transpose(1, 2), beta=beta, alpha=scale)
-        weight_Xnm = score_Xnm.softmax(-1)
-        if blind and mask is not None:
-            weight_Xnm = (weight_Xnm.view(-1, rows, n, m) * mask.transpose(0, 1)).view(-1, n, m)
-        if dropout:
-            keep_Xnm, up = keep_like(weight_Xnm, dropout)
-            weight_Xnm, v_XmK = weight_Xnm * keep_Xnm, v_XmK * up
-        y.append(rearrange(weight_Xnm @ v_XmK, "(h g) t k -> h (g t) k", g=rows))
-    return torch.cat(y, dim=1).transpose(0, 1)
+    added = []
+    if bias is not None:
+        for i, (group, q, k) in enumerate(zip(plan.groups, *_split(plan, q_NHK, k_MHK), strict=True)):
+            q_gHnK, k_gHnK = (rearrange(x, "(g t) h k -> g h t k", g=group[0]) for x in (q, k))
+            added.append(bias.added(q_gHnK, k_gHnK, plan.distances[i]).to(q.dtype))
+    return Explicit.apply(q_NHK, k_MHK, v_MHK, plan.runs(q_NHK.shape[1]), dropout, *added)
 
 
-def _split(plan: Plan, q: Tensor, k: Tensor, v: Tensor, dim: int = 0) -> list[tuple[Tensor, ...]]:
+def _split(plan: Plan, q: Tensor, *read: Tensor) -> list[tuple[Tensor, ...]]:
     sizes_n, sizes_m = [rows * n for rows, n, _ in plan.groups], [rows * m for rows, _, m in plan.groups]
-    return [q.split(sizes_n, dim), k.split(sizes_m, dim), v.split(sizes_m, dim)]
+    return [q.split(sizes_n), *(x.split(sizes_m) for x in read)]
 
 
 def _xformers(q_NHK: Tensor, k_MHK: Tensor, v_MHK: Tensor, plan: Plan, bias: Bias | None, dropout: float) -> Tensor:

@@ -21,6 +21,7 @@ from mmpre.data.sample import BadMember, Sample
 from mmpre.data.vocabulary import open_vocabulary
 from mmpre.draw import Draw
 from mmpre.dropout import Dropout
+from mmpre.lookup import vector
 from mmpre.masking.corrupt import BertReplace
 from mmpre.masking.rows import row_numbers
 from mmpre.show import HIDDEN, Box, cells
@@ -239,7 +240,7 @@ class CodeGraph(nn.Module):
         return self.table(tokens["ids"])
 
     def embed(self, f_NE: Float[Tensor, "N D"], tokens: Tokens, replaced_N: Bool[Tensor, "N"]) -> Float[Tensor, "N D"]:
-        x_ND = torch.where(replaced_N[:, None], self.table.weight[self.reader.vocabulary.mask], f_NE)
+        x_ND = torch.where(replaced_N[:, None], vector(self.table, self.reader.vocabulary.mask), f_NE)
         length_B = tokens.lengths_B
         start_B = (length_B.cumsum(0) - length_B).to(x_ND.device, non_blocking=True)
         # tokens of the code are numbered within the row, and each has a piece of its own: no two rows share a number

@@ -26,6 +26,7 @@ from mmpre.data.bases import LETTERS, LOWER, UNKNOWN, codes_of, letters_of, reve
 from mmpre.data.fasta import SUFFIXES, read_fasta
 from mmpre.data.sample import BadMember, Sample
 from mmpre.draw import Draw
+from mmpre.lookup import vector
 from mmpre.masking.corrupt import BertReplace
 from mmpre.show import cells
 from mmpre.tokens import Tokens
@@ -345,5 +346,5 @@ class Dna(nn.Module):
         return self.table(tokens["ids"])
 
     def embed(self, f_NE: Float[Tensor, "N D"], tokens: Tokens, replaced_N: Bool[Tensor, "N"]) -> Float[Tensor, "N D"]:
-        x_ND = torch.where(replaced_N[:, None], self.table.weight[self.reader.cutter.mask], f_NE)
+        x_ND = torch.where(replaced_N[:, None], vector(self.table, self.reader.cutter.mask), f_NE)
         return x_ND if self.positions is None else x_ND + self.positions(tokens["position"])

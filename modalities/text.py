@@ -22,6 +22,7 @@ from mmpre.data.sample import BadMember, Sample
 from mmpre.data.vocabulary import open_vocabulary
 from mmpre.draw import Draw
 from mmpre.dropout import Dropout
+from mmpre.lookup import vector
 from mmpre.masking.corrupt import BertReplace
 from mmpre.masking.units import first_of_unit
 from mmpre.show import cells
@@ -273,7 +274,7 @@ class Text(nn.Module):
     def embed(self, f_NE: Float[Tensor, "N D"], tokens: Tokens, replaced_N: Bool[Tensor, "N"]) -> Float[Tensor, "N D"]:
         """A token marked as replaced is the mask token, whatever its id; BertReplace's random ids are not marked."""
         self._check_length(int(tokens.lengths_B.max()) if len(tokens.lengths_B) else 0)
-        x_ND = torch.where(replaced_N[:, None], self.table.weight[self.reader.vocabulary.mask], f_NE)
+        x_ND = torch.where(replaced_N[:, None], vector(self.table, self.reader.vocabulary.mask), f_NE)
         if self.positions is not None:
             x_ND = x_ND + self.positions(tokens["position"] + self.first_position)
         if self.types is not None:
