@@ -4,14 +4,20 @@ Two draws of the same thing are equal whoever draws them, so a run does not depe
 workers share it, nor on where it was interrupted.
 """
 
+# N tokens of all rows, B rows
+
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from jaxtyping import Float, Int, UInt
+from torch import Tensor
 
 Key = int | str
+GOLDEN = 0x9E3779B97F4A7C15
 
 
 def hashed(*key: Key) -> int:
@@ -54,6 +60,27 @@ class Draw:
     def hash(self, *purpose: Key) -> int:
         return hashed(self.seed, self.stage, *self.place, *purpose)
 
+    def chances(
+        self, lengths_B: Int[Tensor, "B"], *purpose: Key, device: torch.device | str = "cpu"
+    ) -> Float[Tensor, "N"]:
+        """A number in [0, 1), in steps of 2^-24, for each token of rows that have `lengths_B`, a tensor on the CPU.
+
+        On the CPU a hash of the draw and the token's place among all, so that `Draws` can give many rows theirs at
+        once; elsewhere what torch's generator gives there.
+        """
+        if torch.device(device).type == "cpu":
+            return Draws((self,)).chances(lengths_B.sum(0, keepdim=True), *purpose)
+        return torch.rand(int(lengths_B.sum()), generator=self.rng(*purpose, device=device), device=device)
+
+    def below(
+        self, bound: int, lengths_B: Int[Tensor, "B"], *purpose: Key, device: torch.device | str = "cpu"
+    ) -> Int[Tensor, "N"]:
+        """A whole number from 0 to `bound` - 1 for each token, all as likely but for a share of bound / 2^32."""
+        if torch.device(device).type == "cpu":
+            return Draws((self,)).below(bound, lengths_B.sum(0, keepdim=True), *purpose)
+        size = (int(lengths_B.sum()),)
+        return torch.randint(bound, size, generator=self.rng(*purpose, device=device), device=device)
+
     def rng(self, *purpose: Key, device: torch.device | str = "cpu") -> torch.Generator | None:
         """A fresh generator for one purpose; two calls with the same purpose give the same numbers.
 
@@ -77,3 +104,44 @@ class Draw:
     def uniform(self, *purpose: Key) -> float:
         """One number in [0, 1)."""
         return (self.hash(*purpose) >> 10) / (1 << 53)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The draws of the rows of a batch on the CPU: each row's numbers are those that its own draw gives it alone."""
+
+    rows: Sequence[Draw]
+
+    @property
+    def step(self) -> int:
+        return self.rows[0].step
+
+    def child(self, *purpose: Key) -> "Draws":
+        return Draws([row.child(*purpose) for row in self.rows])
+
+    def chances(
+        self, lengths_B: Int[Tensor, "B"], *purpose: Key, device: torch.device | str = "cpu"
+    ) -> Float[Tensor, "N"]:
+        return torch.from_numpy((self._bits(lengths_B, purpose) >> np.uint64(40)).astype(np.float32) * 2**-24)
+
+    def below(
+        self, bound: int, lengths_B: Int[Tensor, "B"], *purpose: Key, device: torch.device | str = "cpu"
+    ) -> Int[Tensor, "N"]:
+        bits_N = (self._bits(lengths_B, purpose) >> np.uint64(32)) * np.uint64(bound)
+        return torch.from_numpy((bits_N >> np.uint64(32)).astype(np.int64))
+
+    def _bits(self, lengths_B: Int[Tensor, "B"], purpose: Sequence[Key]) -> UInt[np.ndarray, "N"]:
+        """The hash of each token's place in its row and of the row's key: SplitMix64's stream from that key."""
+        length_B = lengths_B.numpy()
+        key_B = np.array([row.hash(*purpose) for row in self.rows], dtype=np.uint64)
+        first_B = (length_B.cumsum() - length_B).astype(np.uint64)
+        start_N = np.repeat(key_B - first_B * np.uint64(GOLDEN), length_B)
+        return mix(start_N + np.arange(len(start_N), dtype=np.uint64) * np.uint64(GOLDEN))
+
+
+def mix(x: UInt[np.ndarray, "*P"]) -> UInt[np.ndarray, "*P"]:
+    """SplitMix64's finalizer (Steele et al. 2014): a bijection of 64 bits in which every bit depends on every bit."""
+    x = x + np.uint64(GOLDEN)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

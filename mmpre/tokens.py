@@ -76,6 +76,25 @@ class Tokens:
             fields[name] = Ragged(torch.cat(values), torch.cat([part.lengths_B for part in parts]), one.refers_to)
         return Tokens(torch.cat([row.special_N for row in rows]), torch.cat([row.lengths_B for row in rows]), fields)
 
+    def split(self) -> list["Tokens"]:
+        """The rows of a batch, each for itself: what `pack` was given."""
+        lengths = self.lengths_B.tolist()
+        fields = [[] for _ in lengths]
+        for name, one in self.fields.items():
+            sizes = one.lengths_B.tolist()
+            values = one.values.split(sizes)
+            if one.refers_to:
+                of_B = self.lengths_B if one.refers_to == "tokens" else self.fields[one.refers_to].lengths_B
+                starts = (of_B.cumsum(0) - of_B).tolist()
+                values = [value - start for value, start in zip(values, starts, strict=True)]
+            for row, value, size in zip(fields, values, sizes, strict=True):
+                row.append((name, Ragged(value, _one_length(size), one.refers_to)))
+        specials = self.special_N.split(lengths)
+        return [
+            Tokens(special_N, _one_length(length), dict(row))
+            for special_N, length, row in zip(specials, lengths, fields, strict=True)
+        ]
+
     def __len__(self) -> int:
         return len(self.special_N)
 
@@ -231,6 +250,19 @@ class Picked:
     def __len__(self) -> int:
         return len(self.clean_M)
 
+    def split(self, clean_B: Int[Tensor, "B"], seen_B: Int[Tensor, "B"]) -> list["Picked"]:
+        """The picks of each row of a batch, sorted as they are, given how many clean and seen tokens each row has."""
+        end_B = clean_B.cumsum(0)
+        until_B = torch.searchsorted(self.clean_M, end_B)
+        counts_B = until_B.diff(prepend=until_B.new_zeros(1))
+        start_M, seen_start_M = (
+            torch.repeat_interleave(x, counts_B) for x in (end_B - clean_B, seen_B.cumsum(0) - seen_B)
+        )
+        counts = counts_B.tolist()
+        clean = (self.clean_M - start_M).split(counts)
+        seen = torch.where(self.seen_M < 0, self.seen_M, self.seen_M - seen_start_M).split(counts)
+        return [Picked(self.role, *places) for places in zip(clean, seen, strict=True)]
+
 
 @dataclass(frozen=True)
 class Row:
@@ -331,7 +363,7 @@ def pack(rows: Sequence[Row], plan_of: Callable[[Layout, Batch], Any]) -> Batch:
     order = sorted(range(len(rows)), key=lengths.__getitem__)
     rows = [rows[i] for i in order]
     roles = list(rows[0].seen)
-    _check_alike(rows, roles)
+    check_alike(rows, roles)
     clean = {role: Tokens.pack([row.clean[role] for row in rows]) for role in roles}
     seen = {role: Tokens.pack([row.seen[role] for row in rows]) for role in roles}
     layout = Layout({role: seen[role].lengths_B for role in roles})
@@ -349,7 +381,7 @@ def pack(rows: Sequence[Row], plan_of: Callable[[Layout, Batch], Any]) -> Batch:
     return replace(batch, plan=plan_of(layout, batch))
 
 
-def _check_alike(rows: Sequence[Row], roles: Sequence[str]) -> None:
+def check_alike(rows: Sequence[Any], roles: Sequence[str]) -> None:
     """Rows of a batch need fields of one type and shape, but for the first dimension."""
 
     def kinds(row: Row, role: str) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:

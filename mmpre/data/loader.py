@@ -24,7 +24,7 @@ from mmpre.draw import Draw, hashed
 from mmpre.modality import Reader
 from mmpre.recipe import Stage
 from mmpre.tokens import Batch, Row, Views, pack
-from mmpre.view import View
+from mmpre.view import Read, View
 
 __all__ = ["LoadingError", "MicroBatch", "MicroBatches", "Slot", "check_world", "load", "slots", "valid_slots"]
 
@@ -115,32 +115,37 @@ class MicroBatches:
             lengths = np.minimum(lengths, slot.most)
         mine = deal(lengths, self.micro_batches, rows=slot.size)[slot.m]
         view, readers = self.work[slot.task]
-        made: list[dict[str, Row]] = []
+        views = view if isinstance(view, Mapping) else {"": view}
+        begun: list[dict[str, Read | Row]] = []
         holes: list[Hole] = []
         _seed_libraries(hashed(self.seed, self.stage, "libraries", slot.kind, slot.step, slot.m))
         epochs = self.order.epochs(positions[mine])
         for position, unit, epoch in zip(positions[mine].tolist(), units[mine].tolist(), epochs, strict=True):
             self.note(unit)
             draw = Draw.row(self.seed, self.stage, slot.step, epoch=epoch, unit=unit, index=position - slot.start)
-            one = self._rows(draw, position, unit, view, readers, slot.most)
-            (holes if isinstance(one, Hole) else made).append(one)
-        parts = [_pack(part, view) for part in _split(made, self.max_tokens)]
+            one = self._begin(draw, position, unit, views, readers, slot.most)
+            (holes if isinstance(one, Hole) else begun).append(one)
+        packed = [_pack(part, views) for part in _split(_finish(begun, views), self.max_tokens)]
+        parts = [Views(part) if isinstance(view, Mapping) else part[""] for part in packed]
         return MicroBatch(slot, parts, holes, units[mine].tolist())
 
-    def _rows(
-        self, draw: Draw, position: int, unit: int, view: View | Mapping[str, View], readers: Mapping[str, Reader],
+    def _begin(
+        self, draw: Draw, position: int, unit: int, views: Mapping[str, View], readers: Mapping[str, Reader],
         most: int | None,
-    ) -> dict[str, Row] | Hole:  # fmt: skip
-        """A unit's row in each view, or the hole that it leaves."""
+    ) -> dict[str, Read | Row] | Hole:  # fmt: skip
+        """A unit's row in each view, masked already unless the view masks all rows at once, or the hole it leaves."""
 
         def other(role: str, k: int) -> Sample:
             return self.units.sample(self.order.donor(position, unit, f"{role}{k}")).at_most(most)
 
         try:
             sample = self.units.sample(unit).at_most(most)
-            if isinstance(view, Mapping):
-                return {name: one.row(sample, readers, draw.child("view", name), other) for name, one in view.items()}
-            return {"": view.row(sample, readers, draw, other)}
+            return {
+                name: (one.read if one.at_once else one.row)(
+                    sample, readers, draw.child("view", name) if name else draw, other
+                )
+                for name, one in views.items()
+            }
         except CorruptSample as e:
             shard = self.units.label(self.units.source(unit)[0], e.shard)
             return Hole(cause=e.cause, shard=shard, key=e.key, member=e.member, modality="", detail=str(e))
@@ -158,10 +163,15 @@ def _seed_libraries(number: int) -> None:
     random.seed(number)
 
 
-def _pack(rows: Sequence[Mapping[str, Row]], view: View | Mapping[str, View]) -> Batch | Views:
-    if isinstance(view, Mapping):
-        return Views({name: pack([row[name] for row in rows], one.attend.plan) for name, one in view.items()})
-    return pack([row[""] for row in rows], view.attend.plan)
+def _finish(begun: Sequence[Mapping[str, Read | Row]], views: Mapping[str, View]) -> list[dict[str, Row]]:
+    """Mask the rows of those views that mask all of them at once."""
+    rows = {name: [one[name] for one in begun] for name in views} if begun else {}
+    made = {name: views[name].masked(some) if views[name].at_once else some for name, some in rows.items()}
+    return [dict(zip(made, row, strict=True)) for row in zip(*made.values(), strict=True)]
+
+
+def _pack(rows: Sequence[Mapping[str, Row]], views: Mapping[str, View]) -> dict[str, Batch]:
+    return {name: pack([row[name] for row in rows], one.attend.plan) for name, one in views.items()}
 
 
 def _split(rows: list[dict[str, Row]], max_tokens: int | None) -> list[list[dict[str, Row]]]:

@@ -1,8 +1,8 @@
 """The data order as a function of the position: no permutation array, no shuffle buffer, nothing to save.
 
 A position counts rows from the start of a stage; position // count is the epoch, and the tail of an epoch runs on into
-the next. All arithmetic is written out here and frozen by test vectors, since no library promises that its random
-numbers stay the same from version to version.
+the next. All arithmetic is written out, here and in mmpre/draw.py, and frozen by test vectors, since no library
+promises that its random numbers stay the same from version to version.
 """
 
 import heapq
@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int, UInt
+from jaxtyping import Int
 
-from mmpre.draw import Key, hashed
+from mmpre.draw import GOLDEN, Key, hashed, mix
 
 # P positions, B rows of a step
 _ROUNDS = 12
-_GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 _MAX_COUNT = 1 << 60
 
@@ -64,22 +63,22 @@ class Order:
         if position_P.size and position_P.min() < 0:
             raise ValueError(f"Order: positions count from 0, got {position_P.min()}")
         epoch_P, place_P = np.divmod(position_P, self.count)
-        seed_1 = _mix(np.array([self.seed & _MASK], dtype=np.uint64))
-        seed_P = _mix(epoch_P.astype(np.uint64) * np.uint64(_GOLDEN) + seed_1)
+        seed_1 = mix(np.array([self.seed & _MASK], dtype=np.uint64))
+        seed_P = mix(epoch_P.astype(np.uint64) * np.uint64(GOLDEN) + seed_1)
         # inside windows: the place among the units of a window; the last window may be shorter
         span = min(self.block * self.window, self.count)
         window_P, inside_P = np.divmod(place_P, span)
         size_P = np.minimum(span, self.count - window_P * span)
-        inside_P = _feistel(inside_P, size_P, _mix(seed_P + window_P.astype(np.uint64) + np.uint64(1)))
+        inside_P = _feistel(inside_P, size_P, mix(seed_P + window_P.astype(np.uint64) + np.uint64(1)))
         slot_P, offset_P = np.divmod(window_P * span + inside_P, self.block)
         # whole blocks change places; a shorter one stays last, but the shift makes it another one each epoch
         whole = self.count // self.block
         if whole:
             moves_P = slot_P < whole
             size_P = np.full(slot_P.shape, whole, dtype=np.int64)
-            moved_P = _feistel(np.where(moves_P, slot_P, 0), size_P, _mix(seed_P ^ np.uint64(_GOLDEN)))
+            moved_P = _feistel(np.where(moves_P, slot_P, 0), size_P, mix(seed_P ^ np.uint64(GOLDEN)))
             slot_P = np.where(moves_P, moved_P, slot_P)
-        shift_P = (_mix(~seed_P) % np.uint64(self.count)).astype(np.int64)
+        shift_P = (mix(~seed_P) % np.uint64(self.count)).astype(np.int64)
         return (slot_P * self.block + offset_P + shift_P) % self.count
 
 
@@ -125,14 +124,6 @@ def _check_count(who: str, count: int) -> None:
         raise ValueError(f"{who}: count must lie between 1 and 2^60, got {count}")
 
 
-def _mix(x: UInt[np.ndarray, "*P"]) -> UInt[np.ndarray, "*P"]:
-    """SplitMix64's finalizer (Steele et al. 2014): a bijection of 64 bits in which every bit depends on every bit."""
-    x = x + np.uint64(_GOLDEN)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
 def _feistel(index_P: np.ndarray, count_P: np.ndarray, key_P: np.ndarray) -> np.ndarray:
     """Permute each index within its own count by its own key."""
     if index_P.size == 0:
@@ -141,7 +132,7 @@ def _feistel(index_P: np.ndarray, count_P: np.ndarray, key_P: np.ndarray) -> np.
     low_P, high_P = np.empty(count_P.shape, np.uint64), np.empty(count_P.shape, np.uint64)
     for count, (low, high) in sides.items():
         low_P[count_P == count], high_P[count_P == count] = low, high
-    round_keys = [_mix(key_P + np.uint64((r + 1) * _GOLDEN & _MASK)) for r in range(_ROUNDS)]
+    round_keys = [mix(key_P + np.uint64((r + 1) * GOLDEN & _MASK)) for r in range(_ROUNDS)]
     out_P = _pass(index_P.astype(np.uint64), low_P, high_P, round_keys)
     count_P = count_P.astype(np.uint64)
     outside = (out_P >= count_P).nonzero()[0]
@@ -161,7 +152,7 @@ def _pass(x_P: np.ndarray, low_P: np.ndarray, high_P: np.ndarray, round_keys: li
     left_P, right_P = x_P % low_P, x_P // low_P
     for r, key_P in enumerate(round_keys):
         if r % 2 == 0:
-            left_P = (left_P + _mix(right_P ^ key_P) % low_P) % low_P
+            left_P = (left_P + mix(right_P ^ key_P) % low_P) % low_P
         else:
-            right_P = (right_P + _mix(left_P ^ key_P) % high_P) % high_P
+            right_P = (right_P + mix(left_P ^ key_P) % high_P) % high_P
     return right_P * low_P + left_P

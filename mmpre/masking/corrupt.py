@@ -2,12 +2,13 @@
 # N tokens, M picked tokens
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmpre.draw import Draw
+from mmpre.draw import Draw, Draws
 from mmpre.masking.protocol import Corrupted
 from mmpre.masking.units import first_of_unit
 from mmpre.tokens import Tokens
@@ -23,6 +24,7 @@ class BertReplace:
     takes no random id; GPT-BERT (arXiv:2410.24159) decides for whole spans.
     """
 
+    at_once: ClassVar[bool] = True
     mask_id: int
     random_ids: tuple[int, int]
     mask: float = 0.8
@@ -39,13 +41,13 @@ class BertReplace:
         if not 0 <= self.random_ids[0] < self.random_ids[1]:
             raise ValueError(f"BertReplace: random_ids must be (first, last + 1), got {self.random_ids}")
 
-    def __call__(self, tokens: Tokens, index_M: Int[Tensor, "M"], draw: Draw) -> Corrupted:
+    def __call__(self, tokens: Tokens, index_M: Int[Tensor, "M"], draw: Draw | Draws) -> Corrupted:
         device = index_M.device
-        rng = draw.rng("replace", device=device)
-        chance_M = torch.rand(len(index_M), generator=rng, device=device)
+        chance_M = draw.chances(tokens.lengths_B, "replace", device=device).index_select(0, index_M)
         if self.unit is not None:
             chance_M = _alike(chance_M, first_of_unit(tokens, self.unit)[index_M])
-        random_M = torch.randint(*self.random_ids, (len(index_M),), generator=rng, device=device)
+        first, end = self.random_ids
+        random_M = first + draw.below(end - first, tokens.lengths_B, "random", device=device).index_select(0, index_M)
         ids_N, masked_M = tokens[self.field], chance_M < self.mask
         shown_M = torch.where(chance_M < self.mask + self.random, random_M, ids_N.index_select(0, index_M))
         shown_M = shown_M.masked_fill_(masked_M, self.mask_id).to(ids_N.dtype)
@@ -66,7 +68,9 @@ def _alike(chance_M: Float[Tensor, "M"], first_M: Int[Tensor, "M"]) -> Float[Ten
 class HideAll:
     """Mark every picked token as replaced; its modality shows its mask vector instead."""
 
-    def __call__(self, tokens: Tokens, index_M: Int[Tensor, "M"], draw: Draw) -> Corrupted:
+    at_once: ClassVar[bool] = True
+
+    def __call__(self, tokens: Tokens, index_M: Int[Tensor, "M"], draw: Draw | Draws) -> Corrupted:
         replaced_N = torch.zeros(len(tokens), dtype=torch.bool, device=index_M.device)
         replaced_N[index_M] = True
         return Corrupted(tokens, replaced_N)

@@ -2,12 +2,13 @@
 # N clean tokens, n seen ones, M picked tokens, B rows
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mmpre.draw import Draw
+from mmpre.draw import Draw, Draws
 from mmpre.masking.protocol import Corrupted
 from mmpre.masking.rows import row_numbers
 from mmpre.masking.units import first_of_unit
@@ -23,7 +24,9 @@ class Drop:
     MAE (He et al. 2021, arXiv:2111.06377).
     """
 
-    def __call__(self, tokens: Tokens, index_M: Int[Tensor, "M"], draw: Draw) -> Corrupted:
+    at_once: ClassVar[bool] = True
+
+    def __call__(self, tokens: Tokens, index_M: Int[Tensor, "M"], draw: Draw | Draws) -> Corrupted:
         keep_N = torch.ones(len(tokens), dtype=torch.bool, device=index_M.device)
         keep_N[index_M] = False
         index_map = (keep_N.cumsum(0) - 1).masked_fill(~keep_N, -1)
@@ -41,10 +44,11 @@ class Collapse:
     ERNIE-Gram (Xiao et al. 2020, arXiv:2010.12148) predicts an n-gram from a single mask.
     """
 
+    at_once: ClassVar[bool] = True
     unit: str | None = None
     renumber: str | None = "position"
 
-    def __call__(self, tokens: Tokens, index_M: Int[Tensor, "M"], draw: Draw) -> Corrupted:
+    def __call__(self, tokens: Tokens, index_M: Int[Tensor, "M"], draw: Draw | Draws) -> Corrupted:
         picked_N = torch.zeros(len(tokens), dtype=torch.bool, device=index_M.device)
         picked_N[index_M] = True
         group_N = row_numbers(tokens) if self.unit is None else first_of_unit(tokens, self.unit)
@@ -66,9 +70,10 @@ class Insert:
     Multi-perspective contrast of replaced, swapped and inserted tokens (MCL) builds on it.
     """
 
+    at_once: ClassVar[bool] = True
     renumber: str | None = "position"
 
-    def __call__(self, tokens: Tokens, index_M: Int[Tensor, "M"], draw: Draw) -> Corrupted:
+    def __call__(self, tokens: Tokens, index_M: Int[Tensor, "M"], draw: Draw | Draws) -> Corrupted:
         times_N = torch.ones(len(tokens), dtype=torch.int64, device=index_M.device)
         times_N[index_M] = 2
         source_n = torch.repeat_interleave(torch.arange(len(tokens), device=index_M.device), times_N)

@@ -2,11 +2,12 @@
 # N tokens, M picked tokens
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Int
 from torch import Tensor
 
-from mmpre.draw import Draw
+from mmpre.draw import Draw, Draws
 from mmpre.tokens import Tokens
 
 
@@ -14,8 +15,9 @@ from mmpre.tokens import Tokens
 class Everything:
     """Pick every ordinary token: for losses over all tokens, such as those of an autoencoder that hides none."""
 
+    at_once: ClassVar[bool] = True
     role: str
 
-    def __call__(self, tokens: Tokens, draw: Draw) -> Int[Tensor, "M"]:
+    def __call__(self, tokens: Tokens, draw: Draw | Draws) -> Int[Tensor, "M"]:
         """Return index_M, sorted."""
         return (tokens.special_N < 0).nonzero().squeeze(1)

@@ -2,12 +2,13 @@
 # N tokens, M picked tokens, B rows
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mmpre.draw import Draw
+from mmpre.draw import Draw, Draws
 from mmpre.masking.rows import lowest, row_numbers
 from mmpre.masking.schedule import Share, check_share, share_at
 from mmpre.tokens import Tokens
@@ -23,18 +24,19 @@ class ExactShare:
     its large model at 0.25.
     """
 
+    at_once: ClassVar[bool] = True
     role: str
     share: Share
 
     def __post_init__(self) -> None:
         check_share("ExactShare", "share", self.share)
 
-    def __call__(self, tokens: Tokens, draw: Draw) -> Int[Tensor, "M"]:
+    def __call__(self, tokens: Tokens, draw: Draw | Draws) -> Int[Tensor, "M"]:
         """Return index_M, sorted. A row has none where every token is special."""
         device = tokens.special_N.device
         share = share_at("ExactShare", "share", self.share, draw.step)
         counts_B = share_of(ordinary_counts(tokens), share)
-        chance_N = torch.rand(len(tokens), generator=draw.rng("exact", device=device), device=device)
+        chance_N = draw.chances(tokens.lengths_B, "exact", device=device)
         return lowest(chance_N.masked_fill(tokens.special_N >= 0, 2.0), tokens.lengths_B, counts_B)
 
 

@@ -6,12 +6,13 @@ None of them marks a token as replaced: the modality reads what stands there.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mmpre.draw import Draw
+from mmpre.draw import Draw, Draws
 from mmpre.masking.protocol import Borrower, Corrupted, Corruption, untouched
 from mmpre.masking.rows import row_numbers
 from mmpre.tokens import Tokens
@@ -25,9 +26,10 @@ class Zero:
     percent of the picked regions' features.
     """
 
+    at_once: ClassVar[bool] = True
     field: str
 
-    def __call__(self, tokens: Tokens, index_M: Int[Tensor, "M"], draw: Draw) -> Corrupted:
+    def __call__(self, tokens: Tokens, index_M: Int[Tensor, "M"], draw: Draw | Draws) -> Corrupted:
         return _shown(tokens, self.field, index_M, 0)
 
 
@@ -81,14 +83,15 @@ class Swap:
     Multi-perspective contrast of replaced, swapped and inserted tokens (MCL) builds on it.
     """
 
+    at_once: ClassVar[bool] = True
     field: str = "ids"
 
-    def __call__(self, tokens: Tokens, index_M: Int[Tensor, "M"], draw: Draw) -> Corrupted:
+    def __call__(self, tokens: Tokens, index_M: Int[Tensor, "M"], draw: Draw | Draws) -> Corrupted:
         if not len(index_M):
             return untouched(tokens)
         device = index_M.device
         row_M = row_numbers(tokens)[index_M]
-        order_M = torch.rand(len(index_M), generator=draw.rng("swap", device=device), device=device).argsort()
+        order_M = draw.chances(tokens.lengths_B, "swap", device=device)[index_M].argsort()
         ring_M = index_M[order_M[row_M[order_M].argsort(stable=True)]]  # rows as before, random within each
         starts_M = torch.ones_like(row_M, dtype=torch.bool)
         starts_M[1:] = row_M[1:] != row_M[:-1]
@@ -140,12 +143,16 @@ class Shares:
         if not shares or min(shares) < 0 or sum(shares) > 1 + 1e-6:
             raise ValueError(f"Shares: shares of the picked tokens must have a sum of at most 1, got {shares}")
 
+    @property
+    def at_once(self) -> bool:
+        return all(getattr(corruption, "at_once", False) for _, corruption in self.parts)
+
     def borrowing(self, other: Callable[[], Tokens]) -> "Shares":
         return Shares([(s, one.borrowing(other) if isinstance(one, Borrower) else one) for s, one in self.parts])
 
-    def __call__(self, tokens: Tokens, index_M: Int[Tensor, "M"], draw: Draw) -> Corrupted:
+    def __call__(self, tokens: Tokens, index_M: Int[Tensor, "M"], draw: Draw | Draws) -> Corrupted:
         device = index_M.device
-        chance_M = torch.rand(len(index_M), generator=draw.rng("shares", device=device), device=device)
+        chance_M = draw.chances(tokens.lengths_B, "shares", device=device)[index_M]
         made, below = untouched(tokens), 0.0
         for number, (share, corruption) in enumerate(self.parts):
             chosen_M = index_M[(chance_M >= below) & (chance_M < below + share)]

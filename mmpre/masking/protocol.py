@@ -17,7 +17,9 @@ from mmpre.tokens import Tokens
 class Mask(Protocol):
     """Picks tokens of one role, of a row in a worker; where its docstring says so, of a batch on a device as well.
 
-    A batch of one row is picked like the row, by the same draw.
+    A batch of one row is picked like the row, by the same draw. A mask or a corruption that has an attribute `at_once`
+    which is True gets all rows of a micro-batch together, with their `Draws`, if the rest of its view can do so too:
+    what it makes of each row must be the same, and what it picks sorted.
     """
 
     role: str

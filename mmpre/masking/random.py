@@ -2,12 +2,12 @@
 # N tokens, M picked tokens, B rows
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mmpre.draw import Draw
+from mmpre.draw import Draw, Draws
 from mmpre.masking.rows import row_numbers
 from mmpre.masking.schedule import Share, check_share, share_at
 from mmpre.masking.units import first_of_unit
@@ -28,6 +28,7 @@ class RandomTokens:
     0.15 of its n-grams.
     """
 
+    at_once: ClassVar[bool] = True
     role: str
     rate: Share
     unit: str | None = None
@@ -36,10 +37,10 @@ class RandomTokens:
     def __post_init__(self) -> None:
         check_share("RandomTokens", "rate", self.rate)
 
-    def __call__(self, tokens: Tokens, draw: Draw) -> Int[Tensor, "M"]:
+    def __call__(self, tokens: Tokens, draw: Draw | Draws) -> Int[Tensor, "M"]:
         """Return index_M, sorted. A row has none where every token is special."""
         device = tokens.special_N.device
-        chance_N = torch.rand(len(tokens), generator=draw.rng("random", device=device), device=device)
+        chance_N = draw.chances(tokens.lengths_B, "random", device=device)
         if self.unit is not None:
             chance_N = chance_N[first_of_unit(tokens, self.unit)]
         free_N = tokens.special_N < 0

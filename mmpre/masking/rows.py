@@ -32,7 +32,7 @@ def one_row(who: str, tokens: Tokens) -> None:
 def lowest(key_N: Float[Tensor, "N"], lengths_B: Int[Tensor, "B"], counts_B: Int[Tensor, "B"]) -> Int[Tensor, "M"]:
     """The tokens with the lowest keys, `counts_B` of each row, sorted. Both counts lie on the CPU: no device is waited
     for."""
-    order_N = key_N.argsort()
+    order_N = key_N.argsort(stable=True)  # equal keys by their place, in a batch as in a row
     if len(lengths_B) == 1:
         return order_N[: int(counts_B)].sort().values
     order_N = order_N[_rows(lengths_B, len(key_N), key_N.device)[order_N].argsort(stable=True)]

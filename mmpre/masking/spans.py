@@ -2,12 +2,13 @@
 # N tokens, M picked tokens, B rows, U units of a row, L lengths
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmpre.draw import Draw
+from mmpre.draw import Draw, Draws
 from mmpre.masking.exact import ordinary_counts
 from mmpre.masking.random import NEVER
 from mmpre.masking.rows import lowest, one_row, row_numbers
@@ -27,6 +28,7 @@ class StartedSpans:
     spans leave a distractor to each picked frame.
     """
 
+    at_once: ClassVar[bool] = True
     role: str
     chance: Share
     length: int
@@ -40,10 +42,10 @@ class StartedSpans:
                 f"at_least {self.at_least}"
             )
 
-    def __call__(self, tokens: Tokens, draw: Draw) -> Int[Tensor, "M"]:
+    def __call__(self, tokens: Tokens, draw: Draw | Draws) -> Int[Tensor, "M"]:
         """Return index_M, sorted."""
         device = tokens.special_N.device
-        chance_N = torch.rand(len(tokens), generator=draw.rng("starts", device=device), device=device)
+        chance_N = draw.chances(tokens.lengths_B, "starts", device=device)
         chance_N = chance_N.masked_fill(tokens.special_N >= 0, NEVER)
         starts_N = chance_N < share_at("StartedSpans", "chance", self.chance, draw.step)
         if self.at_least:
