@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from masking import row, words
 
 from mmpre.draw import Draw, Draws
 from mmpre.masking.corrupt import BertReplace, HideAll
@@ -16,7 +17,6 @@ from mmpre.masking.spans import StartedSpans
 from mmpre.masking.units import WholeUnits
 from mmpre.tokens import Ragged, Tokens
 from mmpre.view import Dealt, Read, View
-from tests.masking import row, words
 
 MASKS = [
     RandomTokens(role="text", rate=0.3),

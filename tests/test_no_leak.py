@@ -78,7 +78,7 @@ def replacing(net):
         ("text", "ids", ExactShare(role="text", share=0.4), Drop()),
         ("text", "ids", WholeUnits(role="text", share=0.4), Collapse("word")),
         ("text", "ids", ExactShare(role="text", share=0.4), Collapse()),
-        ("text", "ids", ExactShare(role="text", share=0.4), Shares([(0.6, HideAll())])),
+        ("text", "ids", ExactShare(role="text", share=0.4), Shares([(0.8, HideAll())])),
         ("image", "patch", Blocks(role="image"), Zero("patch")),
         ("image", "patch", Blocks(role="image"), HideAll()),
         ("image", "patch", Blocks(role="image"), Drop()),
