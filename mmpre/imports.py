@@ -15,7 +15,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from mmpre.encoder import Attention, PreNorm
+from mmpre.encoder import Attention, Convolution, PreNorm
 from mmpre.network import Network
 from mmpre.plugins import survey
 from mmpre.starts import FromRun, Start, part
@@ -45,6 +45,7 @@ class Foreign:
     attention_heads: int
     eps: float
     pre_norm: bool
+    causal_convolutions: bool | None = None  # whether those look back alone, where there are any
 
 
 class Source:
@@ -197,6 +198,10 @@ def _differences(net: Network, foreign: Foreign) -> tuple[list[str], list[str]]:
         problems.append(f"the recipe has {_numbers(heads)} attention heads, theirs {foreign.attention_heads}")
     if any(isinstance(one, PreNorm) for one in net.encoder.modules()) != foreign.pre_norm:
         problems.append(f"theirs has norms {'before' if foreign.pre_norm else 'after'} sublayers, the recipe otherwise")
+    causal = {one.before == one.kernel - 1 for one in net.encoder.modules() if isinstance(one, Convolution)}
+    if foreign.causal_convolutions is not None and causal != {foreign.causal_convolutions}:
+        how = "back alone" if foreign.causal_convolutions else "to both sides"
+        problems.append(f"theirs has convolutions that look {how}, the recipe otherwise")
     eps = {one.eps for one in net.encoder.modules() if isinstance(one, nn.LayerNorm)}
     if eps != {foreign.eps}:
         notes.append(f"LayerNorms have eps {_numbers(eps)}, theirs {foreign.eps}: states will differ a little")

@@ -145,6 +145,22 @@ class CosineRamp:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExponentialRamp:
+    """From `first` at step 0, each step times `factor`, but not below `last`."""
+
+    first: float
+    last: float
+    factor: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.last <= self.first or not 0 < self.factor <= 1:
+            raise ValueError(f"ExponentialRamp: wanted 0 < last <= first and 0 < factor <= 1, got {self}")
+
+    def at(self, step: int) -> float:
+        return max(self.last, self.first * self.factor**step)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BatchRamp:
     """Steps of `first` rows that grow linearly, over `steps` steps, to the stage's batch.
 

@@ -3,7 +3,8 @@
 Source: w2v-BERT 2.0's frames (Seamless, arXiv:2312.05187), as transformers' SeamlessM4TFeatureExtractor makes them;
 wav2vec 2.0, Baevski et al. 2020, arXiv:2006.11477, sizes and initialisation as in the authors' code.
 """
-# N tokens of the packed batch, n of one row, T samples, F frames of 10 ms, E values of a token, C channels, D width
+# N tokens of the packed batch, n of one row, T samples, F frames of 10 ms, E values of a token, C channels, H bands,
+# D width, S places with zeros between rows
 
 import io
 import math
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 import soundfile
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torchaudio.compliance import kaldi
@@ -92,13 +93,17 @@ class FbankReader(_Windows):
         count = self.tokens_of(len(wave_T))
         if count * self.stack < 2:
             raise _too_short(sample, self.audio, wave_T)
+        return Tokens.of_row(torch.full((count,), -1), frame=self.frames(wave_T))
+
+    def frames(self, wave_T: Float[Tensor, "T"]) -> Float[Tensor, "n E"]:
+        """Tokens' frames of samples in [-1, 1] at the audio's rate."""
         frame_FE = kaldi.fbank(
             wave_T[None] * 2**15, num_mel_bins=self.bins, sample_frequency=self.audio.rate_hz, dither=0.0
         )
         var_E, mean_E = torch.var_mean(frame_FE, dim=0)
         frame_FE = (frame_FE - mean_E) / (var_E + 1e-7).sqrt()
-        frame_nE = frame_FE[: count * self.stack].reshape(count, -1)
-        return Tokens.of_row(torch.full((count,), -1), frame=frame_nE)
+        count = self.tokens_of(len(wave_T))
+        return frame_FE[: count * self.stack].reshape(count, -1)
 
     def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
         """The mel bands, low ones below, a column a frame; hidden spans grey."""
@@ -243,10 +248,46 @@ class ConvolutionalPositions(nn.Module):
         return F.gelu(y_DS.T.index_select(0, place_N))
 
 
+class FrameConvolutions(nn.Module):
+    """Convolutions over frames and mel bands, of 3 by 3 places, a stride of 2 in both and ReLU: a token of `stack`
+    frames becomes one vector.
+
+    `stack` is 2 to the number of convolutions. Zeros stand around each row, so none reaches into another.
+    """
+
+    def __init__(self, channels: Sequence[int], *, stack: int, bins: int) -> None:
+        super().__init__()
+        if not channels or 2 ** len(channels) != stack or bins % stack:
+            raise ValueError(
+                "FrameConvolutions: each halves frames and bands, so wanted a stack of 2 to their number that divides "
+                f"the bands, got {len(channels)} convolutions, a stack of {stack} and {bins} bands"
+            )
+        self.stack, self.bins, self.size = stack, bins, channels[-1] * bins // stack
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(before, after, 3, 2, padding=(0, 1))
+            for before, after in zip((1, *channels), channels, strict=False)
+        )
+
+    def forward(self, frame_NE: Float[Tensor, "N E"], lengths_B: Int[Tensor, "B"]) -> Float[Tensor, "N C"]:
+        """`lengths_B` says how many tokens each row has."""
+        x_FCH, frames_B = frame_NE.reshape(-1, 1, self.bins), lengths_B * self.stack
+        for convolution in self.convolutions:
+            row_F = torch.repeat_interleave(torch.arange(len(frames_B)), frames_B, output_size=len(x_FCH))
+            place_F = (torch.arange(len(x_FCH)) + 2 * row_F + 1).to(x_FCH.device, non_blocking=True)
+            apart_SCH = x_FCH.new_zeros(len(x_FCH) + 2 * len(frames_B), *x_FCH.shape[1:])
+            apart_SCH = apart_SCH.index_copy(0, place_F, x_FCH)  # a zero before each row, one after it
+            y_SCH = convolution(apart_SCH.movedim(0, 1)[None])[0].movedim(1, 0)
+            kept_F = (torch.arange(len(x_FCH) // 2) + row_F[::2]).to(x_FCH.device, non_blocking=True)
+            x_FCH, frames_B = F.relu(y_SCH.index_select(0, kept_F)), frames_B // 2
+        return x_FCH.flatten(1)
+
+
 class Speech(nn.Module):
     """Project(LayerNorm(what is heard)), where a replaced token is a learned vector, and positions if there are any.
 
-    What is heard are the reader's mel frames, or the outputs of `convolutions` where the reader gives the waveform.
+    What is heard are the reader's mel frames, or what `convolutions` make of them or, where the reader gives that, of
+    the waveform. With `noise`, what is projected of a replaced token are random numbers of that deviation, anew each
+    time, in place of the learned vector.
     """
 
     def __init__(
@@ -254,30 +295,37 @@ class Speech(nn.Module):
         reader: FbankReader | WaveReader,
         *,
         width: int,
-        convolutions: Convolutions | None = None,
+        convolutions: Convolutions | FrameConvolutions | None = None,
         positions: ConvolutionalPositions | None = None,
+        noise: float = 0.0,
         dropout: float = 0.0,
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        layers = reader.layers if isinstance(reader, WaveReader) else None
-        if layers != (convolutions.layers if convolutions else None):
+        if (convolutions or isinstance(reader, WaveReader)) and _heard_by(reader) != _heard_by(convolutions):
             raise ValueError(
-                "Speech: a WaveReader goes with Convolutions of its own layers, a FbankReader with none; got "
-                f"{type(reader).__name__} with layers {layers}, convolutions {convolutions and convolutions.layers}"
+                "Speech: a WaveReader goes with Convolutions of its own layers, a FbankReader with none or with "
+                f"FrameConvolutions of its stack and bins; got {type(reader).__name__} of {_heard_by(reader)}, "
+                f"convolutions of {_heard_by(convolutions)}"
             )
-        size = convolutions.convolutions[-1].out_channels if convolutions else reader.stack * reader.bins
-        self.reader, self.convolutions, self.positions = reader, convolutions, positions
+        if isinstance(convolutions, FrameConvolutions):
+            size = convolutions.size
+        else:
+            size = convolutions.convolutions[-1].out_channels if convolutions else reader.stack * reader.bins
+        self.reader, self.convolutions, self.positions, self.noise = reader, convolutions, positions, noise
         self.norm = nn.LayerNorm(size, eps=eps)
         self.project = nn.Linear(size, width)
         self.dropout = Dropout(dropout)
-        self.mask_D = nn.Parameter(torch.empty(width).uniform_())
+        self.mask_D = None if noise else nn.Parameter(torch.empty(width).uniform_())
 
     def features(self, tokens: Tokens) -> Float[Tensor, "N E"]:
+        dtype = self.project.weight.dtype
         if self.convolutions is None:
-            return self.norm(tokens["frame"].to(self.mask_D.dtype))
+            return self.norm(tokens["frame"].to(dtype))
+        if isinstance(self.convolutions, FrameConvolutions):
+            return self.norm(self.convolutions(tokens["frame"].to(dtype), tokens.lengths_B))
         wave = tokens.fields["wave"]
-        return self.norm(self.convolutions(wave.values.to(self.mask_D.dtype), wave.lengths_B.tolist()))
+        return self.norm(self.convolutions(wave.values.to(dtype), wave.lengths_B.tolist()))
 
     def restored(self, tokens: Tokens, f_NE: Float[Tensor, "N E"]) -> Tokens:
         """The frames that have these features. What the norm takes from a frame, its own mean and deviation, is put
@@ -289,5 +337,16 @@ class Speech(nn.Module):
         return tokens.with_values(frame=plain_NE * (var_N1 + self.norm.eps).sqrt() + mean_N1)
 
     def embed(self, f_NE: Float[Tensor, "N E"], tokens: Tokens, replaced_N: Bool[Tensor, "N"]) -> Float[Tensor, "N D"]:
-        x_ND = torch.where(replaced_N[:, None], self.mask_D, self.dropout(self.project(f_NE)))
+        if self.mask_D is None:
+            f_NE = torch.where(replaced_N[:, None], torch.randn_like(f_NE) * self.noise, f_NE)
+        x_ND = self.dropout(self.project(f_NE))
+        if self.mask_D is not None:
+            x_ND = torch.where(replaced_N[:, None], self.mask_D, x_ND)
         return x_ND if self.positions is None else x_ND + self.positions(x_ND, tokens)
+
+
+def _heard_by(one: object) -> tuple | None:
+    """The layers of convolutions over the waveform, or the stack and bins of frames."""
+    if isinstance(one, WaveReader | Convolutions):
+        return tuple(one.layers)
+    return None if one is None else (one.stack, one.bins)

@@ -10,6 +10,7 @@ SMALL = {
     "bert": dict(width=32, depth=1, heads=2, length=12),
     "two_stage": dict(width=32, depth=1, heads=2, short=6, long=12),
     "uniter": dict(width=32, depth=1, heads=2, length=12, positions=12, regions=4, features=8, classes=5),
+    "w2v_bert": dict(seconds=1.0, channels=(4, 2), width=32, depth=1, more_depth=0, heads=2, codes=8, values=32),
     "mae": dict(
         width=32, depth=1, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2, patch_px=16, side_px=32
     ),
@@ -18,16 +19,15 @@ SMALL = {
 
 @pytest.mark.parametrize(("name", "stage"), [*((name, 0) for name in SMALL), ("two_stage", 1)])
 def test_a_step_is_made_and_its_parameters_are_told_by_part(name, stage):
-    vocabulary = 0 if name == "mae" else 90
+    vocabulary = 0 if name in ("mae", "w2v_bert") else 90
     case = Case(name, "base", vocabulary, rows=3, stated=2.0, counts="encoder", stage=stage, numbers=SMALL[name])
     turn = measure(case, 2)
     assert turn.amount == 2 and turn.seconds > 0 and turn.peak_bytes > 50_000_000
     more = dict(turn.more)
-    longest = {"bert": 36, "two_stage": 18 * (stage + 1), "uniter": 48, "mae": 6}[
-        name
-    ]  # of MAE's patches a quarter is left, with [CLS]
+    # of MAE's patches a quarter is left, with [CLS]
+    longest = {"bert": 36, "two_stage": 18 * (stage + 1), "uniter": 48, "w2v_bert": 72, "mae": 6}[name]
     assert more["tokens"] == longest
-    assert more["encoder M"] == pytest.approx(12 * 32**2 / 1e6, rel=0.1)
+    assert more["encoder M"] == pytest.approx((23 if name == "w2v_bert" else 12) * 32**2 / 1e6, rel=0.1)
     assert more["all M"] == pytest.approx(more["modalities M"] + more["encoder M"] + more["rest M"])
     assert more["paper M"] == 2.0
 
@@ -39,7 +39,7 @@ def test_cases_name_recipes_and_scales_that_exist_and_base_is_the_default(monkey
     titles = [
         "bert base, 4 rows", "two_stage base, 16 rows", "two_stage base, stage 2, 4 rows", "uniter base, 4 rows",
         "mosaicbert base, 4 rows", "electra base, 4 rows",
-        "mirror_bert base, 16 rows", "babylm2 base, 16 rows", "mae base, 16 rows",
+        "mirror_bert base, 16 rows", "babylm2 base, 16 rows", "mae base, 16 rows", "w2v_bert base, 2 rows",
     ]  # fmt: skip
     assert [made.title for made in run(Settings())] == titles
     assert [made.title for made in run(Settings(cases="bert large"))] == ["bert large, 2 rows"]
@@ -51,7 +51,7 @@ def test_a_step_of_the_papers_size_is_made_here(case):
     made = {one.title: one for one in run(Settings(repeats=1, threads=1, cases=case.title))}
     (turn,) = made[case.title].turns["mmpre"]
     assert turn.amount == 1 and turn.more["tokens"] > 500
-    assert turn.more["counted M"] == pytest.approx(turn.more["paper M"], rel=0.02)
+    assert turn.more["counted M"] == pytest.approx(turn.more["paper M"], rel=case.within)
 
 
 @pytest.mark.slow

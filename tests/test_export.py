@@ -16,15 +16,16 @@ from mmpre.imports import fill
 from mmpre.options import RunOptions
 from mmpre.plugins import find_recipe
 from mmpre.recipes.exports import bert as bert_export
-from mmpre.recipes.exports import electra, roberta, sentences, vit, vit_mae
+from mmpre.recipes.exports import electra, roberta, sentences, vit, vit_mae, wav2vec2_bert
 from mmpre.recipes.imports import bert as bert_family
 from mmpre.recipes.imports import vit as vit_family
+from mmpre.recipes.imports import wav2vec2_bert as speech_family
 from mmpre.run import build, new_record
 
 TEXT = dict(width=32, depth=2, heads=4, length=16, dropout=0.0, steps=2, warmup=1, batch=4, micro_batches=1)
 EXPORTS = {"bert": bert_export, "electra": electra, "roberta": roberta, "sentences": sentences, "vit": vit,
-           "vit_mae": vit_mae}  # fmt: skip
-IMPORTS = {"bert": bert_family, "vit": vit_family}
+           "vit_mae": vit_mae, "wav2vec2_bert": wav2vec2_bert}  # fmt: skip
+IMPORTS = {"bert": bert_family, "vit": vit_family, "wav2vec2_bert": speech_family}
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +122,45 @@ def test_mae_goes_to_transformers(to, tmp_path):
     config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
     assert (config.image_size, config.patch_size) == (32, 8)
     assert transformers.AutoImageProcessor.from_pretrained(tmp_path / "out").size["height"] == 32
+
+
+SPEECH = dict(stack=2, channels=(), noise=0.0, width=32, depth=1, more_depth=2, heads=2, kernel=5, causal=True, codes=8,
+              values=8, compare=8, steps=2, warmup=1, batch=4, micro_batches=1)  # fmt: skip
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_w2v_bert_goes_to_transformers_and_hears_there_what_it_hears_here(noise, tmp_path):
+    run = a_run(tmp_path / "run", "w2v_bert", **SPEECH | dict(noise=noise))
+    told = export(run, tmp_path / "out")
+    tensors, frames, states = told.checks
+    assert tensors == Check("tensors", 0.0, 0.0)
+    assert frames.what == "frames of 2 made utterances of 34 to 64 tokens" and 0 <= frames.difference <= 1e-3
+    assert states.what == "states of 2 made utterances of 34 to 64 tokens" and states.difference <= states.limit
+    assert told.notes[0] == "cut recordings into 15 s, as mmpre did in training"
+    assert (len(told.notes) == 2) == (noise > 0)
+    model = transformers.AutoModel.from_pretrained(tmp_path / "out")
+    assert type(model).__name__ == "Wav2Vec2BertModel" and model.config.conv_depthwise_kernel_size == 5
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path / "out")
+    assert (extractor.feature_size, extractor.stride, extractor.sampling_rate) == (80, 2, 16_000)
+    report = fill(mmpre.load(run).untrained().module(), tmp_path / "out")
+    assert report.left == [] and all(not name.startswith("network.") for name in report.missing)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "why"),
+    [
+        (dict(causal=False), "its convolutions look ahead, the class's back alone"),
+        (dict(stack=4), "its tokens are 4 frames, those of the class's extractor 2"),
+        (dict(stack=4, channels=(4, 2), noise=0.1), "it hears through convolutions, the class mel frames as they are"),
+    ],
+)
+def test_speech_that_the_class_cannot_hear_is_refused(numbers, why, tmp_path):
+    run = a_run(tmp_path / "run", "w2v_bert", **SPEECH | numbers)
+    with pytest.raises(ExportError, match=why):
+        export(run, tmp_path / "out")
+    run = a_run(tmp_path / "other", "masked", modality="speech", stack=2, width=32, depth=1, heads=2)
+    with pytest.raises(ExportError, match="its layers are not a conformer's with relative keys, in the class's order"):
+        export(run, tmp_path / "out")
 
 
 def test_a_text_embedder_goes_to_sentence_transformers(tmp_path):

@@ -16,6 +16,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 import mmpre
+from mmpre.attention import Full
 from mmpre.cli import main
 from mmpre.draw import Draw
 from mmpre.encoder import vit_encoder
@@ -29,9 +30,11 @@ from mmpre.options import RunOptions
 from mmpre.recipes.bert import bert
 from mmpre.recipes.imports import bert as bert_family
 from mmpre.recipes.imports import vit as vit_family
+from mmpre.recipes.imports import wav2vec2_bert as speech_family
 from mmpre.recipes.mae import mae
+from mmpre.recipes.w2v_bert import w2v_bert
 from mmpre.run import RunError
-from mmpre.tokens import pack
+from mmpre.tokens import Row, Tokens, pack
 from mmpre.view import View
 
 SIZES = dict(
@@ -45,7 +48,8 @@ VIT = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermedi
 @pytest.fixture(autouse=True)
 def families(monkeypatch):
     """Those of this tree, whatever entry points are installed."""
-    monkeypatch.setattr("mmpre.imports.survey", lambda kind: ({"bert": bert_family, "vit": vit_family}, {}))
+    known = {"bert": bert_family, "vit": vit_family, "wav2vec2_bert": speech_family}
+    monkeypatch.setattr("mmpre.imports.survey", lambda kind: (known, {}))
 
 
 def saved(model, folder):
@@ -306,3 +310,31 @@ def test_the_command_line_imports_and_tells_the_difference(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["import", str(tmp_path), "bert", "--width", "32", "--depth", "2", "--heads", "2"])
     assert "the recipe has 2 attention heads, theirs 4" in capsys.readouterr().err
+
+
+SPEECH = dict(stack=2, channels=(), noise=0.0, width=32, depth=1, more_depth=1, heads=4, kernel=5, causal=True, codes=8,
+              values=8, compare=8)  # fmt: skip
+
+
+def test_a_model_of_speech_gives_the_states_of_its_class(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.Wav2Vec2BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, conv_depthwise_kernel_size=5,
+        layerdrop=0.0,
+    )  # fmt: skip
+    model = saved(transformers.Wav2Vec2BertModel(config), tmp_path / "model")
+    recipe = w2v_bert(**SPEECH)
+    report = fill(recipe.module(), tmp_path / "model")
+    assert report.family == "wav2vec2_bert" and report.left == [] and report.notes == []
+    frame_nE = torch.randn(30, 160)
+    tokens = Tokens.of_row(torch.full((30,), -1), frame=frame_nE)
+    row = Row("a", {"speech": tokens}, {"speech": tokens}, {"speech": torch.zeros(30, dtype=torch.bool)}, {})
+    states_ND = recipe.network.eval()(pack([row], Full().plan))
+    wanted_1ND = model(input_features=frame_nE[None]).last_hidden_state
+    torch.testing.assert_close(states_ND, wanted_1ND[0], atol=1e-5, rtol=1e-5)
+    with pytest.raises(ImportedError, match="theirs has convolutions that look back alone, the recipe otherwise"):
+        fill(w2v_bert(**SPEECH | dict(causal=False)).module(), tmp_path / "model")
+    config.position_embeddings_type = "rotary"
+    config.save_pretrained(tmp_path / "model")
+    with pytest.raises(ImportedError, match=r"it has \{'position_embeddings_type': 'rotary'\}, ours"):
+        fill(recipe.module(), tmp_path / "model")

@@ -14,7 +14,15 @@ from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2Ber
 from mmpre.data.audio import Audio
 from mmpre.data.sample import BadMember
 from mmpre.draw import Draw
-from mmpre.modalities.speech import WAV2VEC2, ConvolutionalPositions, Convolutions, FbankReader, Speech, WaveReader
+from mmpre.modalities.speech import (
+    WAV2VEC2,
+    ConvolutionalPositions,
+    Convolutions,
+    FbankReader,
+    FrameConvolutions,
+    Speech,
+    WaveReader,
+)
 from mmpre.modality import Modality, Reader
 from mmpre.tokens import Tokens
 
@@ -123,8 +131,8 @@ def same_front(layer_norm):
 
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_the_convolutions_of_a_ragged_batch_are_those_of_transformers_row_by_row(layer_norm):
-    ours, front = same_front(layer_norm)
-    rows = [torch.from_numpy(wave) for wave in waves(0.9, 0.31, 0.025, 0.5, 0.4199)]
+    ours, front = (one.double() for one in same_front(layer_norm))
+    rows = [torch.from_numpy(wave).double() for wave in waves(0.9, 0.31, 0.025, 0.5, 0.4199)]
     made = ours(torch.cat(rows), [len(row) for row in rows])
     alone = [front(row[None])[0].T for row in rows]
     assert [len(one) for one in alone] == [WaveReader().tokens_of(len(row)) for row in rows]
@@ -179,6 +187,10 @@ def modules():
     return {
         "frames": Speech(FbankReader(), width=32),
         "frames with positions": Speech(FbankReader(), width=32, positions=ConvolutionalPositions(32, kernel=9)),
+        "random frames": Speech(FbankReader(), width=32, noise=0.1),
+        "frames, convolutions": Speech(
+            FbankReader(stack=4), width=32, noise=0.1, convolutions=FrameConvolutions((4, 2), stack=4, bins=80)
+        ),
         "waves, base": Speech(short, width=32, convolutions=Convolutions(SHORT, channels=8)),
         "waves, large": Speech(
             short, width=32, convolutions=Convolutions(SHORT, channels=8, bias=True, layer_norm=True),
@@ -214,10 +226,45 @@ def test_gradients_reach_every_weight():
         assert [name for name, w in speech.named_parameters() if w.grad is None or not w.grad.any()] == []
 
 
+def test_frame_convolutions_are_torchs_over_each_row_alone():
+    torch.manual_seed(0)
+    front = FrameConvolutions((6, 4), stack=4, bins=16)
+    lengths_B = torch.tensor([3, 1, 5])
+    frame_NE = torch.randn(9, 64)
+    made = front(frame_NE, lengths_B)
+    assert made.shape == (9, front.size) and front.size == 4 * 4
+    wanted = []
+    for row_nE in frame_NE.split(lengths_B.tolist()):
+        x_1CFH = row_nE.reshape(1, 1, -1, 16)
+        for one in front.convolutions:
+            x_1CFH = F.relu(F.conv2d(x_1CFH, one.weight, one.bias, stride=2, padding=1))
+        wanted.append(x_1CFH[0].movedim(0, 1).flatten(1))
+    torch.testing.assert_close(made, torch.cat(wanted), atol=1e-6, rtol=1e-6)
+
+
+def test_replaced_frames_are_random_and_say_nothing_of_what_they_replace():
+    torch.manual_seed(0)
+    speech = Speech(FbankReader(), width=32, noise=0.1)
+    tokens = speech.reader.tokenize(sample(sound(2.0)), DRAW)
+    f_NE, replaced_N = speech.features(tokens), torch.arange(len(tokens)) % 2 == 0
+    made = []
+    for f in (f_NE, torch.where(replaced_N[:, None], f_NE + 3, f_NE)):
+        torch.manual_seed(1)
+        made.append(speech.embed(f, tokens, replaced_N))
+    assert torch.equal(*made)
+    shown_MD = made[0][replaced_N] - speech.project.bias
+    assert shown_MD.var(0).sum() == pytest.approx(0.1**2 * speech.project.weight.square().sum().item(), rel=0.2)
+    assert not torch.equal(speech.embed(f_NE, tokens, replaced_N), made[0]) and speech.mask_D is None
+
+
 def test_a_front_that_does_not_fit_its_reader_is_refused():
     with pytest.raises(ValueError, match="a WaveReader goes with Convolutions of its own layers, a FbankReader with"):
         Speech(WaveReader(), width=8)
-    with pytest.raises(ValueError, match="got FbankReader with layers None, convolutions"):
+    with pytest.raises(ValueError, match=r"got FbankReader of \(2, 80\), convolutions of \(\(10, 5\), "):
         Speech(FbankReader(), width=8, convolutions=Convolutions(SHORT))
+    with pytest.raises(ValueError, match=r"got FbankReader of \(2, 80\), convolutions of \(4, 80\)"):
+        Speech(FbankReader(), width=8, convolutions=FrameConvolutions((4, 2), stack=4, bins=80))
+    with pytest.raises(ValueError, match="a stack of 2 to their number that divides the bands, got 1 convolutions, a "):
+        FrameConvolutions((4,), stack=4, bins=80)
     with pytest.raises(ValueError, match="bins must be at least 4, stack at least 1, got 80, 0"):
         FbankReader(stack=0)

@@ -1,9 +1,10 @@
 """How a codebook is used on held-out units."""
-# B units, K codes, n tokens of one row
+# B units, K codes, n tokens of one row, G groups of V codes
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -13,10 +14,12 @@ from mmpre.data.sample import BadMember
 from mmpre.data.shards import CorruptSample
 from mmpre.data.units import Units
 from mmpre.draw import Draw
-from mmpre.evaluation.results import Result
+from mmpre.evaluation.results import Result, mean, statistic
+from mmpre.gumbel import perplexity
 from mmpre.modality import Reader
+from mmpre.objectives.own_codes import OwnCodes
 from mmpre.processes import Processes
-from mmpre.tokens import Row, pack
+from mmpre.tokens import Batch, pack
 from mmpre.view import View
 
 RESAMPLES = 200
@@ -37,8 +40,7 @@ class CodebookUse:
     @torch.no_grad()
     def run(self, units: Units, processes: Processes) -> Sequence[Result]:
         counts = []
-        for row in self._rows(units, self.coder.net.readers):
-            batch = pack([row], self.view.attend.plan).to(processes.device)
+        for batch, _ in _batches(self.view, self.coder.net.readers, units, self.rows, processes):
             (clean,) = batch.clean.values()
             code_n = self.coder.codes(batch)[clean.special_N < 0]
             counts.append(torch.bincount(code_n, minlength=len(self.coder.book)).cpu())
@@ -54,15 +56,62 @@ class CodebookUse:
             Result(f"share of codes in use {of}", share, share, share, len(counts)),
         ]
 
-    def _rows(self, units: Units, readers: Mapping[str, Reader]) -> Sequence[Row]:
-        made = []
-        for i in range(min(self.rows, len(units))):
-            try:
-                draw = Draw.row(0, 0, 0, epoch=0, unit=i)
-                made.append(self.view.row(units.sample(i), readers, draw, lambda role, k: None))
-            except (BadMember, CorruptSample):
-                continue
-        return made
+
+@dataclass(frozen=True)
+class OwnCodesUse:
+    """How the codes of hidden tokens are used in the first `rows` units that can be read, and told by the network.
+
+    Soft perplexity is that of the mean of what each code is thought worth, without chance, as a share of all codes; it
+    falls towards 0 where a codebook collapses, and hidden codes are then easy to tell: look at both. Chance is what one
+    code alone would give, and always naming the commonest code. Intervals are over units.
+    """
+
+    objective: OwnCodes
+    view: View
+    rows: int = 200
+
+    @torch.no_grad()
+    def run(self, units: Units, processes: Processes) -> Sequence[Result]:
+        soft, counts, right, sizes = [], [], [], []
+        for batch, draw in _batches(self.view, self.objective.readers, units, self.rows, processes):
+            chosen, right_MG = self.objective.told(batch, draw)
+            soft.append(chosen.share_MGV.sum(0).cpu())
+            counts.append(chosen.choice_MGV.sum(0).cpu())
+            sizes.append(len(right_MG))
+            right.append(right_MG.float().mean().item())
+        if not sizes:
+            raise ValueError("OwnCodesUse: no unit could be read; look at the data's holes")
+        soft_BGV, count_BGV = torch.stack(soft), torch.stack(counts)
+        of, groups = soft_BGV[0].numel(), soft_BGV.shape[1]
+        columns = soft_BGV.numpy(), np.array(sizes)
+
+        def share(soft_BGV: np.ndarray, size_B: np.ndarray) -> float:
+            return perplexity(torch.from_numpy(soft_BGV.sum(0) / size_B.sum())).item() / of
+
+        def hard(count_BGV: np.ndarray, size_B: np.ndarray) -> float:
+            return perplexity(torch.from_numpy(count_BGV.sum(0) / size_B.sum())).item()
+
+        commonest = (count_BGV.sum(0).amax(1) / sum(sizes)).mean().item()
+        name, resamples = f"codebook soft perplexity, share of {of}", dict(resamples=RESAMPLES)
+        return [
+            statistic(name, share, *columns, chance=groups / of, **resamples),
+            statistic(f"codebook perplexity (of {of})", hard, count_BGV.numpy(), columns[1], chance=float(groups),
+                      **resamples),
+            mean("hidden token's code told", right, chance=commonest),
+        ]  # fmt: skip
+
+
+def _batches(
+    view: View, readers: Mapping[str, Reader], units: Units, rows: int, processes: Processes
+) -> Iterator[tuple[Batch, Draw]]:
+    """A batch of each of the first units that can be read."""
+    for i in range(min(rows, len(units))):
+        draw = Draw.row(0, 0, 0, epoch=0, unit=i)
+        try:
+            row = view.row(units.sample(i), readers, draw, lambda role, k: None)
+        except (BadMember, CorruptSample):
+            continue
+        yield pack([row], view.attend.plan).to(processes.device), draw
 
 
 def _perplexity(name: str, count_BK: Int[Tensor, "B K"]) -> Result:

@@ -24,6 +24,7 @@ from mmpre.data.sample import Sample
 from mmpre.loop import Context, steps
 from mmpre.modalities.image_patches import ImageReader
 from mmpre.modalities.regions import RegionReader
+from mmpre.modalities.speech import FbankReader
 from mmpre.modalities.text import TextReader
 from mmpre.modality import Reader
 from mmpre.network import Network
@@ -46,6 +47,7 @@ class Case:
     counts: str = ""
     stage: int = 0
     numbers: Mapping[str, object] = field(default_factory=dict)
+    within: float = 0.02  # how far off the stated number may be, as it is rounded
 
     @property
     def title(self) -> str:
@@ -76,6 +78,10 @@ CASES = [
     # Dosovitskiy et al. 2020, table 1: 86M and 307M, without MAE's decoder
     Case("mae", "base", rows=16, stated=86, counts="modalities encoder"),
     Case("mae", "large", rows=8, stated=307, counts="modalities encoder"),
+    # Chung et al. 2021, section 4: 0.6B and 1.0B, to one digit; Seamless says 600M of 580M
+    Case("w2v_bert", "base", rows=2, stated=600, counts="modalities encoder", within=0.05),
+    Case("w2v_bert", "xxl", rows=1, stated=1000, counts="modalities encoder", within=0.05),
+    Case("w2v_bert", "v2", rows=2, stated=600, counts="modalities encoder", within=0.05),
 ]
 
 
@@ -189,7 +195,13 @@ def picture(reader: ImageReader, number: int) -> bytes:
     return file.getvalue()
 
 
-MAKERS: dict[type, Callable[..., bytes]] = {TextReader: text, RegionReader: regions, ImageReader: picture}
+def speech(reader: FbankReader, number: int) -> bytes:
+    return reader.made()[reader.suffixes[0]]
+
+
+MAKERS: dict[type, Callable[..., bytes]] = {
+    TextReader: text, RegionReader: regions, ImageReader: picture, FbankReader: speech
+}  # fmt: skip
 
 
 def _words(path: Path, size: int) -> str:
