@@ -38,7 +38,7 @@ from mmpre.tokens import Tokens, pack
 DRAW = Draw.micro_batch(0, 0, 0, 0)
 SMALL = dict(
     stack=2, channels=(), width=32, depth=1, more_depth=1, heads=2, kernel=5, codes=16, values=16, compare=16,
-    distractors=8, batch=4, micro_batches=1, steps=8, warmup=1, lr=1e-3, valid_every=100,
+    distractors=8, noise=0.0, batch=4, micro_batches=1, steps=8, warmup=1, lr=1e-3, valid_every=100,
 )  # fmt: skip
 
 
@@ -132,23 +132,34 @@ def test_codes_that_do_not_fit_are_refused():
 # ---- the losses ----
 
 
-def test_contrast_and_diversity_equal_transformers_with_every_gradient():
+def with_other_codes(others, code_MG, row_M):
+    """Distractors of a token's own code replaced by others of its row. (Theirs does not always know them in training:
+    the choice is 1 but for rounding then.)"""
+    index_MK = others.index_MK.clone()
+    for m, names in enumerate(index_MK.tolist()):
+        good = [k for k in range(len(row_M)) if row_M[k] == row_M[m] and (code_MG[k] != code_MG[m]).any()]
+        index_MK[m] = torch.tensor([k if k in good else good[place % len(good)] for place, k in enumerate(names)])
+    return Others(index_MK, others.none_M)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_contrast_and_diversity_equal_transformers_with_every_gradient(training):
     torch.manual_seed(0)
     groups, codes, rows, n = 2, 6, 3, 20
     no_dropout = dict.fromkeys(
         ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop",
-         "feat_quantizer_dropout", "final_dropout", "mask_time_prob"), 0.0
+         "feat_quantizer_dropout", "final_dropout"), 0.0
     )  # fmt: skip
     config = transformers.Wav2Vec2Config(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, conv_dim=[16],
-        conv_kernel=[10], conv_stride=[5], num_feat_extract_layers=1, num_codevector_groups=groups,
-        num_codevectors_per_group=codes, codevector_dim=8, proj_codevector_dim=12, feat_extract_norm="layer",
-        **no_dropout,
+        conv_kernel=[10], conv_stride=[5], num_codevector_groups=groups, num_codevectors_per_group=codes,
+        codevector_dim=8, proj_codevector_dim=12, feat_extract_norm="layer", **no_dropout,
     )  # fmt: skip
-    theirs = Wav2Vec2ForPreTraining(config).train()
+    theirs = Wav2Vec2ForPreTraining(config).train(training)
     hidden_Bn = torch.rand(rows, n) < 0.5
     hidden_Bn[2] = False
     hidden_Bn[2, [3, 9]] = True
+    row_M, place_M = hidden_Bn.nonzero().unbind(1)
     wave_BT = torch.randn(rows, 10 + 5 * (n - 1))
 
     speech = Speech(FbankReader(), width=32)
@@ -158,41 +169,48 @@ def test_contrast_and_diversity_equal_transformers_with_every_gradient():
     ours.state_to.load_state_dict(theirs.project_hid.state_dict())
     ours.code_to.load_state_dict(theirs.project_q.state_dict())
     with torch.no_grad():
-        theirs.quantizer.weight_proj.weight.mul_(0.2)
+        theirs.quantizer.weight_proj.weight.mul_(0.5)
         theirs.quantizer.codevectors.copy_(book.vector_GVc.flatten(0, 1)[None])
     book.score.load_state_dict(theirs.quantizer.weight_proj.state_dict())
-
-    row_M, place_M = hidden_Bn.nonzero().unbind(1)
-    others = Others.drawn(row_M, rows, 7, DRAW)
-    negatives = torch.zeros(rows, n, 7, dtype=torch.int64)
-    negatives[row_M, place_M] = (row_M * n + place_M)[others.index_MK]
     seen = {}
-    theirs.quantizer.register_forward_pre_hook(lambda module, given: seen.update(f=given[0]))
-    theirs.wav2vec2.register_forward_hook(lambda module, given, made: seen.update(state=made[0]))
-    torch.manual_seed(3)
-    made = theirs(wave_BT, mask_time_indices=hidden_Bn, sampled_negative_indices=negatives)
+    theirs.quantizer.register_forward_pre_hook(lambda m, given: seen.update(f=given[0], rng=torch.get_rng_state()))
+    theirs.wav2vec2.register_forward_hook(lambda m, given, made: seen.update(state=made[0]))
 
-    torch.manual_seed(3)  # the same noise, which they draw for all places
-    score_NV = book.score(seen["f"]).view(-1, codes)
-    choice_MGV = F.gumbel_softmax(score_NV, tau=2, hard=True).view(rows, n, groups, codes)[hidden_Bn]
-    vector_MC = torch.einsum("mgv,gvc->mgc", choice_MGV, book.vector_GVc).flatten(1)
-    chosen = Chosen(vector_MC, choice_MGV, score_NV.softmax(1).view(rows, n, groups, codes)[hidden_Bn])
+    def run(others):
+        """Their outcome, and ours from the same states and features and with the same noise."""
+        negatives = torch.zeros(rows, n, 7, dtype=torch.int64)
+        negatives[row_M, place_M] = (row_M * n + place_M)[others.index_MK]
+        torch.manual_seed(3)
+        made = theirs(wave_BT, mask_time_indices=hidden_Bn, sampled_negative_indices=negatives)
+        torch.set_rng_state(seen["rng"])
+        score_NV = book.score(seen["f"]).view(-1, codes)
+        choice_NV = F.one_hot(score_NV.argmax(1), codes).float()
+        if training:
+            choice_NV = F.gumbel_softmax(score_NV, tau=2, hard=True)
+        choice_MGV, share_MGV = (
+            one.view(rows, n, groups, codes)[hidden_Bn] for one in (choice_NV, score_NV.softmax(1))
+        )
+        vector_MC = torch.einsum("mgv,gvc->mgc", choice_MGV, book.vector_GVc).flatten(1)
+        return made, Chosen(vector_MC, choice_MGV, share_MGV if training else choice_MGV)
+
+    others = Others.drawn(row_M, rows, 7, DRAW)
+    if training:
+        others = with_other_codes(others, run(others)[1].code_MG, row_M)
+    made, chosen = run(others)
     score_Mk = ours.scores(seen["state"][hidden_Bn], chosen, row_M, others, rows, n)
+    assert torch.isinf(score_Mk).any() != training and torch.isfinite(score_Mk[:, 0]).all()
     contrast = F.cross_entropy(score_Mk, torch.zeros_like(row_M), reduction="sum")
     diversity = (1 - perplexity(chosen.mean_share()) / (groups * codes)) * len(row_M)
     torch.testing.assert_close(contrast, made.contrastive_loss, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(diversity, made.diversity_loss, atol=1e-5, rtol=1e-5)
-    assert torch.isinf(score_Mk).any() and torch.isfinite(score_Mk[:, 0]).all()
 
-    shared = list(theirs.wav2vec2.parameters())[:6]
-    pairs = [
-        (theirs.project_hid, ours.state_to), (theirs.project_q, ours.code_to),
-        (theirs.quantizer.weight_proj, book.score),
-    ]  # fmt: skip
-    wanted = torch.autograd.grad(made.loss, [one.weight for one, _ in pairs] + shared, retain_graph=True)
-    got = torch.autograd.grad(contrast + 0.1 * diversity, [one.weight for _, one in pairs] + shared)
+    pairs = [(theirs.project_hid.weight, ours.state_to.weight), (theirs.project_q.weight, ours.code_to.weight)]
+    pairs += [(theirs.quantizer.weight_proj.weight, book.score.weight)] if training else []
+    pairs += [(one, one) for one in theirs.wav2vec2.encoder.parameters()]
+    wanted = torch.autograd.grad(made.loss, [one for one, _ in pairs], retain_graph=True)
+    got = torch.autograd.grad(contrast + 0.1 * diversity, [one for _, one in pairs])
     for one, other in zip(got, wanted, strict=True):
-        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(one, other, atol=1e-5 * max(1.0, float(other.abs().max())), rtol=1e-4)
 
 
 def test_the_objectives_terms_are_those_of_its_parts():
@@ -274,7 +292,9 @@ def test_the_mask_takes_the_share_that_the_paper_implies():
     share_N = torch.zeros(300)
     for unit in range(10_000):
         share_N[mask(tokens, Draw.row(0, 0, 0, epoch=0, unit=unit))] += 1 / 10_000
-    assert share_N[10:].mean() == pytest.approx(1 - (1 - 0.065) ** 10, abs=0.01) == pytest.approx(0.489, abs=0.01)
+    assert share_N[10:].mean() == pytest.approx(0.489, abs=0.01) and 1 - (1 - 0.065) ** 10 == pytest.approx(
+        0.489, abs=1e-3
+    )
     assert share_N[0] == pytest.approx(0.065, abs=0.01)
 
 
@@ -305,7 +325,7 @@ def test_a_row_with_one_hidden_token_has_no_loss_and_breaks_nothing():
 
 
 @pytest.mark.parametrize(
-    "numbers", [{}, dict(stack=4, channels=(4, 2), noise=0.1), dict(noise=0.0, causal=True)], ids=str
+    "numbers", [{}, dict(stack=4, channels=(4, 2), noise=0.1), dict(noise=0.1, causal=True)], ids=str
 )
 def test_a_changed_neighbour_changes_nothing(numbers):
     objective = (task := some_recipe(**numbers).stages[0].tasks[0]).objective.eval()
@@ -330,7 +350,7 @@ def test_a_changed_neighbour_changes_nothing(numbers):
 
 
 def test_what_is_hidden_shows_in_no_state():
-    for numbers in ({}, dict(noise=0.0)):
+    for numbers in ({}, dict(noise=0.1)):
         objective = (task := some_recipe(**numbers).stages[0].tasks[0]).objective.eval()
         batch = some_batch(task)
         picked = batch.picked["span"]
@@ -378,10 +398,7 @@ def test_the_papers_scales_have_the_papers_parameters(scale, billions):
 
 
 def test_its_step_can_be_planned_without_a_device():
-    small = {name: value for name, value in SMALL.items() if name not in ("steps", "warmup")}
-    told = {more: plan("w2v_bert", more_depth=more, steps=10, warmup=1, **{**small, "more_depth": more})
-            for more in (1, 3)}  # fmt: skip
-    flops = [one["stages"][0]["flops"] for one in told.values()]
+    flops = [plan("w2v_bert", **SMALL | dict(more_depth=more))["stages"][0]["flops"] for more in (1, 3)]
     assert 1.3 * flops[0] < flops[1] < 2.5 * flops[0]
 
 
@@ -411,9 +428,11 @@ def trained(count=40, **numbers):
 
 
 def test_it_learns():
-    told = trained()
-    for name, most in (("contrast", 0.9), ("predict", 0.97)):
-        assert sum(one[name] for one in told[-5:]) < most * sum(one[name] for one in told[:5]), name
+    """Codes are told apart ever better; how well they are predicted says little while more of them come into use."""
+    told = trained(60)
+    first, last = ({name: sum(one[name] for one in some) / 5 for name in told[0]} for some in (told[:5], told[-5:]))
+    assert last["contrast"] < 0.95 * first["contrast"]
+    assert last["predict"] < 0.99 * math.log(16)
 
 
 def sounds_in(folder, count=12):
@@ -427,7 +446,7 @@ def sounds_in(folder, count=12):
 
 def test_a_run_that_is_taken_up_again_draws_the_same_codes(tmp_path):
     """Noise and temperature come from the step: what ends bit for bit alike had them alike."""
-    shards, fast = sounds_in(tmp_path), dict(cooling=0.5, noise=0.1, **SMALL)
+    shards, fast = sounds_in(tmp_path), SMALL | dict(cooling=0.5, noise=0.1)
     options = RunOptions(workers=0, log_every=1, save_every=3, keep=9, threads=1, exact=True)
     whole = mmpre.train("w2v_bert", out=tmp_path / "whole", options=options, **shards, **fast)
     cut = shutil.copytree(whole, tmp_path / "cut")
