@@ -106,5 +106,5 @@ claim = Claim(
     against={
         "no contrast": Against(numbers={"contrast": 0.0, "through": True}, measure="codebook soft perplexity"),
     },
-    quick=dict(width=64, batch=12, steps=300, warmup=15),
+    quick=dict(width=64, batch=16, steps=500, warmup=15),
 )
