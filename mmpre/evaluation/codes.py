@@ -92,11 +92,11 @@ class OwnCodesUse:
             return perplexity(torch.from_numpy(count_BGV.sum(0) / size_B.sum())).item()
 
         commonest = (count_BGV.sum(0).amax(1) / sum(sizes)).mean().item()
-        name, resamples = f"codebook soft perplexity, share of {of}", dict(resamples=RESAMPLES)
+        name, how = f"codebook soft perplexity, share of {of}", dict(resamples=RESAMPLES, centred=True)
         return [
-            statistic(name, share, *columns, chance=groups / of, **resamples),
+            statistic(name, share, *columns, chance=groups / of, **how),
             statistic(f"codebook perplexity (of {of})", hard, count_BGV.numpy(), columns[1], chance=float(groups),
-                      **resamples),
+                      **how),
             mean("hidden token's code told", right, chance=commonest),
         ]  # fmt: skip
 
