@@ -23,10 +23,7 @@ description = "functions of Python's library with their docstrings (English): 6,
 licence = "PSF-2.0 (Python Software Foundation)"
 size = "nothing to download"
 packages = ()
-tasks = (
-    EvalTask(kind="retrieval", about="a function by its docstring", input="txt", target="py"),
-    EvalTask(kind="retrieval", about="a docstring by its function", input="py", target="txt"),
-)
+tasks = (EvalTask(kind="retrieval", about="a function by its docstring", input="txt", target="py"),)
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 MIN_WORDS, LINES = 3, range(3, 61)
 

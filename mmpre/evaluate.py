@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,11 @@ from mmpre.aside import file_aside
 from mmpre.data.loader import MicroBatches, valid_slots
 from mmpre.data.mixture import sources
 from mmpre.evaluation.cards import CardTask, card_beside
-from mmpre.evaluation.results import RESAMPLES, Result, gain
+from mmpre.evaluation.results import RESAMPLES, NotMeasured, Result, gain
 from mmpre.evaluation.suite import (
     TEST_ROWS,
     TRAIN_ROWS,
     VALID_ROWS,
-    NotMeasured,
     Subject,
     card_tasks,
     measure,
@@ -146,7 +146,8 @@ def _measure_cards(tasks: Sequence[CardTask], recipe: Recipe, answer: dict[str, 
             answer.setdefault("not measured", {})[title(task)] = str(e)
     for member in dict.fromkeys((task.folder, task.input) for task in tasks):
         task = next(task for task in tasks if (task.folder, task.input) == member)
-        results += spread_of(task, subject)
+        with suppress(NotMeasured):  # where no sample can be read, which its tasks have told
+            results += spread_of(task, subject)
     return results
 
 

@@ -166,9 +166,9 @@ def test_scores_that_mean_nothing_are_told_as_that(texts, tmp_path):
 def test_a_score_that_is_no_number_and_epochs_that_are_none_are_told(texts):
     task = SIMILAR | {"target": "json:one"}
     told = evaluate(texts[1], sets=[with_tasks(texts[0], task)], untrained=False)["not measured"]["made: words"]
-    assert told.startswith("similarity: wanted a number as the score of sample 000, got '")
+    assert told.startswith("similarity: wanted a number as json:one of sample 000, got '")
     assert told.endswith("; look at the task's target")
-    with pytest.raises(CardError, match="task 0: epochs must be a whole number above 0, got 0"):
+    with pytest.raises(CardError, match="task 0 has epochs 0; wanted a whole number above 0"):
         card_tasks(with_tasks(texts[0], SIMILAR | {"epochs": 0}))
 
 
@@ -315,3 +315,85 @@ def test_a_network_that_does_not_read_the_input_is_not_trained(pictures, texts, 
     told = evaluate(pictures[1], sets=[with_tasks(texts[0], task)], untrained=False)["not measured"]["made: words"]
     assert told.startswith(f"{kind}: wanted a reader of .txt, the run reads .jpg, ")
     assert told.endswith("; measure a run that reads it")
+
+
+@pytest.mark.parametrize(
+    ("task", "card", "message"),
+    [
+        (
+            {"kind": "regression", "about": "told", "input": "png", "target": "txt"}, {},
+            "regression: wanted a number as txt of sample 000, got 'dark one'; look at the task's target",
+        ),
+        (
+            {"kind": "classification", "about": "told", "input": "png", "target": "cls", "labels": ["1"]}, {},
+            "classification: wanted samples of two classes in train, got 1 alone; look at the task's target and labels",
+        ),
+        (
+            {"kind": "retrieval", "about": "told", "input": "png", "target": "png"}, {},
+            "made: told: png to png: none of 30 queries has a right item; look at the task's target and group",
+        ),
+        (
+            {"kind": "few-shot", "about": "told", "input": "jpg", "target": "cls"}, {},
+            "no sample has a .jpg that role 'image_patches' can read; look at the shards with `mmpre data inspect`",
+        ),
+        (
+            {"kind": "few-shot", "about": "told", "input": "png", "target": "cls", "valid": "other"}, {},
+            "which layer and strength could be chosen on; build that split, or name another one as the task's valid",
+        ),
+    ],
+)  # fmt: skip
+def test_a_task_that_its_data_does_not_allow_is_told_and_the_others_are_measured(pictures, task, card, message):
+    folder, run = pictures
+    other = {"kind": "classification", "about": "probed", "input": "png", "target": "cls"}
+    answer = evaluate(run, sets=[with_tasks(folder, task, other, **card)], untrained=False)
+    assert answer["not measured"]["made: told"].endswith(message)
+    assert results(answer)["probed: linear probe"]["value"] > 0.5
+    assert not any(name.startswith("told") for name in results(answer, "trivial"))
+
+
+@pytest.mark.parametrize(("names", "got"), [(["a", "b"], "'2'"), (["a", "b", "c", "d"], "'light one'")])
+def test_labels_that_the_list_of_classes_does_not_name_are_told(tmp_path, pictures, names, got):
+    def sample(i):
+        return grey_picture(i) | ({"cls": "light one"} if "light" in got and i % 3 == 2 else {})
+
+    folder = write_set(tmp_path / "made", [ZERO], sample, (("train", 12), ("test", 12)), classes=names)
+    towers = dict(patch_px=8, side_px=16, width=16, depth=1, heads=2, shared=8, batch=12, steps=2, warmup=1)
+    run = mmpre.train("two_towers", scale="tiny", out=tmp_path / "run", data=(f"{folder}/train",), **towers)
+    assert evaluate(run, sets=[folder], untrained=False)["not measured"]["made: brightness"] == (
+        f"zero-shot: wanted a number below {len(names)} as cls, which the card's classes are counted by, got {got}; "
+        "mend the labels, or the card's list of classes"
+    )
+
+
+@pytest.mark.parametrize("score", ["nan", "1e999", "one"])
+def test_a_number_that_is_no_number_is_told(texts, tmp_path, score):
+    folder = write_set(tmp_path / "made", [SIMILAR], lambda i: {
+        "json": json.dumps(json.loads(word_pair(i)["json"]) | {"score": score})
+    })  # fmt: skip
+    told = evaluate(texts[1], sets=[folder], untrained=False)["not measured"]["made: words"]
+    assert told == (
+        f"similarity: wanted a number as json:score of sample 000, got {score!r}; look at the task's target"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"prompts": "a {}"}, r"task 0 has prompts 'a \{\}'; wanted a list of texts, \[\"...\", ...\]"),
+        ({"labels": [1, 2]}, "task 0 has labels .1, 2.; wanted a list of texts"),
+        ({"epochs": "3"}, "task 0 has epochs '3'; wanted a whole number above 0"),
+        ({"group": 3}, "task 0 has group 3; wanted a text"),
+        ({"input": None}, "task 0 has input None; wanted a text"),
+    ],
+)
+def test_fields_of_another_type_are_told_when_the_card_is_read(changed, message, tmp_path):
+    task = {"kind": "zero-shot", "about": "x", "input": "png", "target": "cls"}
+    with pytest.raises(CardError, match=message):
+        card_tasks(with_tasks(tmp_path, task | changed))
+    with pytest.raises(CardError, match="task 0 has no about and no target; add it"):
+        card_tasks(with_tasks(tmp_path, {"kind": "zero-shot", "input": "png"}))
+    with pytest.raises(CardError, match="task 0 has classes 3; wanted a list of texts"):
+        card_tasks(with_tasks(tmp_path, task, classes=3))
+    (tmp_path / "card.json").write_text(json.dumps({"name": "x", "tasks": {}}))
+    with pytest.raises(CardError, match=r"name must be a text and tasks a list, got 'x' and \{\}"):
+        card_tasks(tmp_path)

@@ -10,6 +10,7 @@ from sklearn.preprocessing import normalize
 
 from mmpre.data.sample import Sample
 from mmpre.evaluation.features import role_of, tokenized
+from mmpre.evaluation.results import NotMeasured
 from mmpre.network import Network
 from mmpre.tokens import Tokens
 
@@ -25,6 +26,8 @@ def bag(network: Network, member: str, samples: Iterable[tuple[int, Sample]]) ->
     found: dict[int, list[Tokens]] = {}
     for number, tokens in tokenized(modality.reader, member, samples):
         found.setdefault(number, []).append(tokens)
+    if not found:
+        raise NotMeasured(f"no sample has a .{member} that role {role!r} can read")
     discrete = all("ids" in tokens.fields for some in found.values() for tokens in some)
     rows = [_counts(some) if discrete else _moments(modality, some) for some in found.values()]
     if not discrete:

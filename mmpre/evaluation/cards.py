@@ -1,8 +1,9 @@
 """The tasks that a data set's card names, and the samples and answers that they go by."""
 
 import difflib
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from mmpre.data.sample import BadMember, Sample
 from mmpre.data.shards import CorruptSample, ShardReader
 from mmpre.data.units import Units
 from mmpre.draw import hashed
+from mmpre.evaluation.results import NotMeasured
+from mmpre.evaluation.task import EvalTask
 from mmpre.strict_json import JSONError
 from mmpre.strict_json import read as read_json
 
@@ -25,31 +28,15 @@ class CardError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CardTask:
-    """A task of a card (data_tools/card.py says what its fields mean), and the folder and name of its set.
+class CardTask(EvalTask):
+    """A task of a card that was read, with the folder and the name of its set.
 
-    `valid` is the split that hyper-parameters are chosen on. Splits are folders beside the card, or those of another
-    set that was built beside it ("../other/train"). `labels` limits the samples to those with one of these targets.
-    `other` is the second side of a pair, `prompts` are texts that name a class at {}, `epochs` how
-    often a network that is trained on the labels sees them.
+    Splits are folders beside the card. `names` are those of the classes, where targets are their numbers.
     """
 
     folder: Path
     set: str
-    kind: str
-    about: str
-    input: str
-    target: str
-    group: str | None = None
-    split: str = "test"
-    train: str = "train"
-    valid: str = "valid"
-    baseline: str | None = None
-    labels: tuple[str, ...] = ()
-    other: str | None = None
-    prompts: tuple[str, ...] = ("{}",)
-    epochs: int = 3
-    names: tuple[str, ...] = ()  # of the classes, where targets are their numbers
+    names: tuple[str, ...] = ()
 
     def samples(self, split: str, most: int | None = None) -> Iterator[tuple[int, Sample]]:
         """Samples with their numbers, in order; at most `most`, drawn from the set's and the split's name alone."""
@@ -82,32 +69,75 @@ class CardTask:
             return None
         return value
 
+    def number(self, sample: Sample, value: Any) -> float:
+        """A target as a number. Raises NotMeasured for one that is none."""
+        try:
+            if math.isfinite(number := float(value)):
+                return number
+        except (TypeError, ValueError):
+            pass
+        raise NotMeasured(
+            f"{self.kind}: wanted a number as {self.target} of sample {sample.key}, got {value!r:.60}; look at the "
+            "task's target"
+        )
+
+    def name_of(self, label: str) -> str:
+        """A class by its name, where the card has names. Raises NotMeasured for a number that no name stands for."""
+        if not self.names:
+            return label
+        if not label.isdecimal() or int(label) >= len(self.names):
+            raise NotMeasured(
+                f"{self.kind}: wanted a number below {len(self.names)} as {self.target}, which the card's classes are "
+                f"counted by, got {label!r:.60}; mend the labels, or the card's list of classes"
+            )
+        return self.names[int(label)]
+
 
 def read_card(folder: Path, kinds: tuple[str, ...]) -> list[CardTask]:
-    """The tasks of `folder`/card.json. Raises CardError for one whose kind or fields are not known."""
+    """The tasks of `folder`/card.json. Raises CardError for a task whose kind or fields are not known or not usable."""
     try:
         card = read_json(folder / CARD)
         told, name = card["tasks"], card["name"]
     except (JSONError, OSError, KeyError, TypeError) as e:
         raise CardError(f"{folder / CARD} names no tasks ({e!r}); build the data set again, or add them") from None
-    known = {one.name for one in fields(CardTask)} - {"folder", "set", "names"}
+    if not isinstance(told, list) or not isinstance(name, str):
+        raise CardError(f"{folder / CARD}: name must be a text and tasks a list, got {name!r:.40} and {told!r:.40}")
     tasks = []
     for number, one in enumerate(told):
-        kind = one.get("kind") if isinstance(one, dict) else None
-        if kind not in kinds:
-            near = difflib.get_close_matches(str(kind), kinds, 1)
-            raise CardError(
-                f"{folder / CARD}: task {number} is of kind {kind!r}; wanted one of {', '.join(kinds)}"
-                + (f". Is it {near[0]}?" if near else "")
-            )
-        if unknown := set(one) - known:
-            raise CardError(f"{folder / CARD}: task {number} has {', '.join(sorted(unknown))}; known: {sorted(known)}")
-        if not isinstance(epochs := one.get("epochs", 1), int) or epochs < 1:
-            raise CardError(f"{folder / CARD}: task {number}: epochs must be a whole number above 0, got {epochs!r}")
-        names = tuple(card.get("classes", ())) if one.get("target") == "cls" else ()
-        listed = {field: tuple(one[field]) for field in ("labels", "prompts") if field in one}
-        tasks.append(CardTask(folder=folder, set=name, names=names, **one | listed))
+        try:
+            found = _usable(one, kinds)
+            names = _texts(card, "classes") if found["target"] == "cls" and "classes" in card else ()
+        except ValueError as e:
+            raise CardError(f"{folder / CARD}: task {number} {e}") from None
+        tasks.append(CardTask(folder=folder, set=name, names=names, **found))
     return tasks
+
+
+def _usable(one: Any, kinds: tuple[str, ...]) -> dict[str, Any]:
+    """A task's fields as CardTask takes them. Raises ValueError with what is wrong with it."""
+    kind = one.get("kind") if isinstance(one, dict) else None
+    if kind not in kinds:
+        near = difflib.get_close_matches(str(kind), kinds, 1)
+        wrong = f"is of kind {kind!r}; wanted one of {', '.join(kinds)}"
+        raise ValueError(wrong + (f". Is it {near[0]}?" if near else ""))
+    known = {field.name: field for field in fields(EvalTask)}
+    if unknown := set(one) - set(known):
+        raise ValueError(f"has {', '.join(sorted(unknown))}; known: {sorted(known)}")
+    if lacking := [name for name, field in known.items() if field.default is MISSING and name not in one]:
+        raise ValueError(f"has no {' and no '.join(lacking)}; add it")
+    if not isinstance(epochs := one.get("epochs", 1), int) or epochs < 1:
+        raise ValueError(f"has epochs {epochs!r}; wanted a whole number above 0")
+    listed = {name: _texts(one, name) for name in ("labels", "prompts") if name in one}
+    if strange := [name for name in one if name not in ("epochs", *listed) and not isinstance(one[name], str)]:
+        raise ValueError(f"has {strange[0]} {one[strange[0]]!r:.40}; wanted a text")
+    return one | listed
+
+
+def _texts(told: dict[str, Any], name: str) -> tuple[str, ...]:
+    value = told[name]
+    if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
+        raise ValueError(f'has {name} {value!r:.40}; wanted a list of texts, ["...", ...]')
+    return tuple(value)
 
 
 def card_beside(urls: tuple[str, ...]) -> Path | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmpre.attention import Full
 from mmpre.data.sample import BadMember, Sample
 from mmpre.draw import Draw
+from mmpre.evaluation.results import NotMeasured
 from mmpre.heads.pool import Tower
 from mmpre.masking.protocol import untouched
 from mmpre.modality import Reader
@@ -83,7 +84,9 @@ def _over(module: nn.Module, role: str, reader: Reader, member: str, samples, su
             totals.append(sum_LBD[:, row].copy())
             counts.append(count_B[row])
     if not numbers:
-        raise ValueError(f"no sample has a .{member} that role {role!r} can read")
+        raise NotMeasured(
+            f"no sample has a .{member} that role {role!r} can read; look at the shards with `mmpre data inspect`"
+        )
     order_S = np.argsort(numbers)
     x_SLD = np.stack(totals) / np.maximum(np.array(counts), 1)[:, None, None]
     return Vectors(np.array(numbers)[order_S], x_SLD[order_S].transpose(1, 0, 2))

@@ -19,8 +19,8 @@ from mmpre.draw import Draw, hashed
 from mmpre.evaluation.cards import CardTask
 from mmpre.evaluation.features import role_of, tokenized
 from mmpre.evaluation.probe import Known, classify
-from mmpre.evaluation.results import Result, mean
-from mmpre.evaluation.subject import NotMeasured, Subject, title, valid_of
+from mmpre.evaluation.results import NotMeasured, Result, mean
+from mmpre.evaluation.subject import Subject, title, valid_of
 from mmpre.loop import Context, steps
 from mmpre.masking.protocol import untouched
 from mmpre.modality import Reader

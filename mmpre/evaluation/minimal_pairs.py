@@ -12,9 +12,9 @@ from torch import nn
 from mmpre.attention import Full
 from mmpre.evaluation.cards import CardTask
 from mmpre.evaluation.features import CHUNK_TOKENS, role_of, tokenized
-from mmpre.evaluation.results import Result, mean
+from mmpre.evaluation.results import NotMeasured, Result, mean
 from mmpre.evaluation.similarity import member_of, pairs
-from mmpre.evaluation.subject import TRAIN_ROWS, NotMeasured, Subject, title
+from mmpre.evaluation.subject import TRAIN_ROWS, Subject, title
 from mmpre.heads.vocabulary import Vocabulary
 from mmpre.masking.units import first_of_unit
 from mmpre.modality import Reader

@@ -14,6 +14,10 @@ from mmpre.processes import Processes
 RESAMPLES = 1000
 
 
+class NotMeasured(ValueError):
+    """A measure that this network or this machine's data does not allow; says why."""
+
+
 @dataclass(frozen=True)
 class Result:
     """A measure over `n` held-out rows, with a 95 percent bootstrap interval; `chance` is what guessing gives.
@@ -82,4 +86,4 @@ def gain(trained: Result, untrained: Result) -> dict[str, float] | None:
 
 def _check_some(name: str, rows: Sequence) -> None:
     if len(rows) == 0:
-        raise ValueError(f"evaluation {name}: there is nothing to average; the data has no row that it applies to")
+        raise NotMeasured(f"evaluation {name}: there is nothing to average; the data has no row that it applies to")

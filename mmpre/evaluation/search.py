@@ -7,7 +7,7 @@ from math import comb
 import numpy as np
 from jaxtyping import Float, Int
 
-from mmpre.evaluation.results import Result, mean, statistic
+from mmpre.evaluation.results import NotMeasured, Result, mean, statistic
 
 CHUNK = 512  # queries at a time
 
@@ -19,7 +19,7 @@ def first_right(
     """How many items score higher than each query's best right one (ties count half), and how many are right.
 
     An item is right where its value of `right` is the query's. With `alike` queries and items are the same samples,
-    and a query does not find itself; it has rank -1 where nothing else is right.
+    and a query does not find itself. A rank is -1 where nothing is right.
     """
     of_Q, of_P = np.asarray(right_Q), np.asarray(right_P)
     rank_Q, count_Q = np.empty(len(of_Q)), np.empty(len(of_Q), dtype=np.int64)
@@ -44,6 +44,8 @@ def search(
     """R@1, R@5, R@10 and the median rank of the best right item (counted from 1), with what chance gives."""
     rank_Q, count_Q = first_right(query_QD, item_PD, right_Q, right_P, alike=alike)
     asked = rank_Q >= 0
+    if not asked.any():
+        raise NotMeasured(f"{name}: none of {len(asked)} queries has a right item; look at the task's target and group")
     rank_Q, count_Q, pool = rank_Q[asked], count_Q[asked], len(item_PD) - alike
     results = []
     for k in (1, 5, 10):

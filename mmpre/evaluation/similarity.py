@@ -12,8 +12,8 @@ from mmpre.evaluation.bag import bag
 from mmpre.evaluation.cards import CardTask
 from mmpre.evaluation.features import pooled, towered
 from mmpre.evaluation.probe import spearman
-from mmpre.evaluation.results import Result, statistic
-from mmpre.evaluation.subject import TEST_ROWS, VALID_ROWS, NotMeasured, Subject, title, valid_of
+from mmpre.evaluation.results import NotMeasured, Result, statistic
+from mmpre.evaluation.subject import TEST_ROWS, VALID_ROWS, Subject, title, valid_of
 
 Numbered = Iterator[tuple[int, Sample]]
 Read = Callable[[str, Numbered], dict[str, tuple[np.ndarray, object]]]  # a member; numbers and vectors by their name
@@ -97,7 +97,7 @@ def _cosines(task: CardTask, split: str, most: int, read: Read) -> dict[tuple[st
     for number, sample, both in pairs(task, split, most):
         value = task.field(sample, task.target)
         if value is not None:
-            score[number] = _number(sample, value)
+            score[number] = task.number(sample, value)
             sides[2 * number], sides[2 * number + 1] = both
     if len(score) < 2:
         raise NotMeasured(f"similarity: {split} has fewer than two pairs with {task.target}")
@@ -113,13 +113,3 @@ def _cosines(task: CardTask, split: str, most: int, read: Read) -> dict[tuple[st
             product_SD = one_SD.multiply(other_SD) if scipy.sparse.issparse(x_SD) else one_SD * other_SD
             found[name, centred] = np.asarray(product_SD.sum(1)).ravel(), score_S
     return found
-
-
-def _number(sample: Sample, value: object) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise NotMeasured(
-            f"similarity: wanted a number as the score of sample {sample.key}, got {value!r:.60}; look at the task's "
-            "target"
-        ) from None

@@ -10,14 +10,11 @@ from torch import nn
 from mmpre.evaluation.cards import CardTask
 from mmpre.evaluation.features import Vectors, pooled, role_of, towered
 from mmpre.evaluation.probe import Known
+from mmpre.evaluation.results import NotMeasured
 from mmpre.network import Network
 from mmpre.recipe import Recipe
 
 TRAIN_ROWS, VALID_ROWS, TEST_ROWS = 20_000, 2_000, 10_000  # at most, drawn alike for every network
-
-
-class NotMeasured(ValueError):
-    """A task that this network or this machine's data does not allow; says why."""
 
 
 @dataclass
@@ -69,10 +66,11 @@ def known_of(task: CardTask, split: str, most: int, number_S: np.ndarray, layers
     for number, sample in task.samples(split, most):
         value = task.field(sample, task.target)
         if value is not None:
-            found[number] = (value, task.field(sample, task.group) if task.group else None)
+            label = task.number(sample, value) if task.kind == "regression" else str(value)
+            found[number] = (label, task.field(sample, task.group) if task.group else None)
     rows = np.array([row for row, number in enumerate(number_S.tolist()) if number in found], dtype=np.int64)
     values = [found[number_S[row]] for row in rows]
-    y_S = np.array([float(y) if task.kind == "regression" else str(y) for y, _ in values])
+    y_S = np.array([label for label, _ in values])
     groups = np.array([str(one) for _, one in values]) if task.group else None
     return Known([one[rows] for one in layers], y_S, groups)
 
@@ -84,5 +82,8 @@ def title(task: CardTask) -> str:
 def valid_of(task: CardTask) -> str:
     """The split that choices are made on. Raises NotMeasured where there is none."""
     if not (task.folder / task.valid).is_dir():
-        raise NotMeasured(f"no {task.valid} beside {task.folder}, which layer and strength could be chosen on")
+        raise NotMeasured(
+            f"no {task.valid} beside {task.folder}, which layer and strength could be chosen on; build that split, or "
+            "name another one as the task's valid"
+        )
     return task.valid

@@ -18,14 +18,13 @@ from mmpre.evaluation.few_shot import few_shot
 from mmpre.evaluation.fine_tuning import fine_tuned, of_bags
 from mmpre.evaluation.minimal_pairs import by_counts, minimal_pairs
 from mmpre.evaluation.probe import Known, classify, regress, scaled
-from mmpre.evaluation.results import Result
+from mmpre.evaluation.results import NotMeasured, Result
 from mmpre.evaluation.search import search
 from mmpre.evaluation.similarity import by_bags, similarity
 from mmpre.evaluation.subject import (
     TEST_ROWS,
     TRAIN_ROWS,
     VALID_ROWS,
-    NotMeasured,
     Subject,
     known_of,
     title,
@@ -88,6 +87,11 @@ def _fit(task: CardTask, known: Callable[[str, int], Known]) -> list[Result]:
     parts = [known(task.train, TRAIN_ROWS), known(valid_of(task), VALID_ROWS), known(task.split, TEST_ROWS)]
     if short := [name for name, one in zip(("train", "valid", "test"), parts, strict=True) if len(one) < 2]:
         raise NotMeasured(f"{' and '.join(short)} have fewer than two samples with {task.target}")
+    if task.kind != "regression" and len(labels := set(parts[0].y_S.tolist())) < 2:
+        raise NotMeasured(
+            f"{task.kind}: wanted samples of two classes in {task.train}, got {', '.join(labels)} alone; look at the "
+            "task's target and labels"
+        )
     return FITS[task.kind](title(task), *parts)
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from mmpre.data.sample import Sample
 from mmpre.evaluation.cards import CardTask
 from mmpre.evaluation.fine_tuning import MOST, Example, examples, read, reader_of, train
-from mmpre.evaluation.results import Result, mean, statistic
-from mmpre.evaluation.subject import NotMeasured, Subject, title
+from mmpre.evaluation.results import NotMeasured, Result, mean, statistic
+from mmpre.evaluation.subject import Subject, title
 from mmpre.modality import Reader
 from mmpre.tokens import Tokens
 

@@ -6,8 +6,8 @@ import numpy as np
 from mmpre.data.sample import Sample
 from mmpre.evaluation.cards import CardTask
 from mmpre.evaluation.features import towered
-from mmpre.evaluation.results import Result, mean
-from mmpre.evaluation.subject import TEST_ROWS, NotMeasured, Subject, known_of, title
+from mmpre.evaluation.results import NotMeasured, Result, mean
+from mmpre.evaluation.subject import TEST_ROWS, Subject, known_of, title
 
 
 def zero_shot(task: CardTask, subject: Subject) -> list[Result]:
@@ -28,7 +28,7 @@ def zero_shot(task: CardTask, subject: Subject) -> list[Result]:
     vectors = subject.in_common(task, task.split, TEST_ROWS, task.input)
     known = known_of(task, task.split, TEST_ROWS, vectors.number_S, vectors.x_LSD)
     labels = sorted(set(known.y_S.tolist()))
-    names = [(task.names[int(one)] if task.names else one).replace("-", " ") for one in labels]
+    names = [task.name_of(one).replace("-", " ") for one in labels]
     prompts = [prompt.replace("{}", name) for name in names for prompt in task.prompts]
     samples = [Sample(str(i), "", "", {"txt": prompt.encode()}) for i, prompt in enumerate(prompts)]
     role, tower = text
