@@ -33,7 +33,7 @@ from mmpre.evaluation.suite import (
 from mmpre.loop import Context, held_out
 from mmpre.processes import Processes
 from mmpre.recipe import Recipe, Stage
-from mmpre.report.account import again
+from mmpre.report.command import again
 from mmpre.run import Run, RunError, load, open_units
 from mmpre.strict_json import read as read_json
 

@@ -20,8 +20,9 @@ from mmpre.plugins import find_recipe
 from mmpre.record import commit, read_record
 from mmpre.record_check import RunError
 from mmpre.report import chart, page
-from mmpre.report.account import again, read
+from mmpre.report.account import read
 from mmpre.report.chart import Axis, Chart, Mark, Series, number
+from mmpre.report.command import again
 from mmpre.report.curves import _rates, groups
 from mmpre.report.differences import differences
 from mmpre.report.page import report

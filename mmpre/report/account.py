@@ -6,17 +6,17 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
 from mmpre.metrics import read_metrics
-from mmpre.options import RunOptions
 from mmpre.plugins import LoadedRecipe, PluginError, file_digest, find_recipe
 from mmpre.record_check import RunError
 from mmpre.report.chart import Mark
+from mmpre.report.command import again, plain
 from mmpre.run import read_record
 
 EXAMPLES = 5  # holes and skipped steps that are named one by one
@@ -210,29 +210,10 @@ def read(path: Path, label: str = "") -> Account:
     return Account(path, record, lines, label, found=_recipe(path, record))
 
 
-def again(record: Mapping[str, Any], found: LoadedRecipe | None) -> str:
-    """The command that starts this run anew: what differs from its scale's numbers and from the usual options."""
-    recipe = record["recipe"]
-    words = ["mmpre", "train", recipe["file"] or recipe["name"]]
-    if record.get("scale"):
-        words += ["--scale", record["scale"]]
-    usual: dict[str, Any] = {}
-    if found is not None and (record.get("scale") is None or record["scale"] in found.scales):
-        usual = found.defaults(record.get("scale"))
-    for name, value in record["numbers"].items():
-        if name not in usual or _plain(usual[name]) != _plain(value):
-            words += _flag(name, value)
-    options = asdict(RunOptions())
-    for name, value in record["options"].items():
-        if name not in options or options[name] != value:
-            words += _flag(name, value)
-    return shlex.join(words)
-
-
 def settings(account: Account) -> dict[str, Any]:
     """Everything that was chosen for a run, by name: what two runs are compared by."""
     told: dict[str, Any] = {"recipe": account.recipe, "scale": account.record.get("scale")}
-    told |= {name: _plain(value) for name, value in account.record["numbers"].items()}
+    told |= {name: plain(value) for name, value in account.record["numbers"].items()}
     told |= {f"option {name}": value for name, value in account.record["options"].items()}
     told["recipe file's digest"] = (account.record["recipe"].get("digest") or "")[:16]
     for number, one in enumerate(account.record.get("data", [])):
@@ -248,21 +229,6 @@ def _recipe(path: Path, record: Mapping[str, Any]) -> LoadedRecipe | None:
         return find_recipe(kept, name=name) if record["recipe"]["file"] else find_recipe(name)
     except PluginError:
         return None
-
-
-def _flag(name: str, value: Any) -> list[str]:
-    flag = f"--{name.replace('_', '-')}"
-    if isinstance(value, bool):
-        return [flag if value else f"--no-{name.replace('_', '-')}"]
-    if isinstance(value, list | tuple):
-        return [flag, *map(str, value)]
-    if isinstance(value, dict):
-        return [flag, *(str(word) for pair in value.items() for word in pair)]
-    return [flag, str(value)]
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))
 
 
 def _numbers(value: Any) -> Any:

@@ -1,0 +1,45 @@
+"""The command that a run was started by, put together again from its record."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from mmpre.options import RunOptions
+from mmpre.plugins import LoadedRecipe
+
+
+def again(record: Mapping[str, Any], found: LoadedRecipe | None) -> str:
+    """The command that starts this run anew: what differs from its scale's numbers and from the usual options."""
+    recipe = record["recipe"]
+    words = ["mmpre", "train", recipe["file"] or recipe["name"]]
+    if record.get("scale"):
+        words += ["--scale", record["scale"]]
+    usual: dict[str, Any] = {}
+    if found is not None and (record.get("scale") is None or record["scale"] in found.scales):
+        usual = found.defaults(record.get("scale"))
+    for name, value in record["numbers"].items():
+        if name not in usual or plain(usual[name]) != plain(value):
+            words += _flag(name, value)
+    options = asdict(RunOptions())
+    for name, value in record["options"].items():
+        if name not in options or options[name] != value:
+            words += _flag(name, value)
+    return shlex.join(words)
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{name.replace('_', '-')}"]
+    if isinstance(value, list | tuple):
+        return [flag, *map(str, value)]
+    if isinstance(value, dict):
+        return [flag, *(str(word) for pair in value.items() for word in pair)]
+    return [flag, str(value)]
+
+
+def plain(value: Any) -> Any:
+    """A value as it is when it was written as JSON and read again."""
+    return json.loads(json.dumps(value, default=str))
