@@ -213,6 +213,7 @@ class Rotary(nn.Module):
         super().__init__()
         if head_width % 2:
             raise ValueError(f"Rotary: wanted heads of an even width, got {head_width}")
+        self.theta = theta
         frequency_F = theta ** (-torch.arange(0, head_width, 2, dtype=torch.float32) / head_width)
         self.register_buffer("frequency_F", frequency_F, persistent=False)
 

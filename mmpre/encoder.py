@@ -151,6 +151,7 @@ def modernbert_encoder(
     theta: float = 160_000.0,
     local_theta: float = 10_000.0,
     attention_dropout: float = 0.0,
+    out_dropout: float = 0.0,
     dropout: float = 0.0,
     eps: float = 1e-5,
 ) -> Encoder:
@@ -158,7 +159,8 @@ def modernbert_encoder(
 
     The first layer and each `every`-th one after it see the whole row, with rotary embeddings of `theta`; the others
     see `reach` tokens to each side, with `local_theta`. The input is normed already, so the first attention has no
-    norm. `hidden` is 3/2 of `width` unless given. Weights are drawn from a normal distribution of deviation 0.02, cut
+    norm. `hidden` is 3/2 of `width` unless given. `out_dropout` acts on what attention gives, `dropout` inside the
+    feed-forward. Weights are drawn from a normal distribution of deviation 0.02, cut
     off at two deviations, maps back to the states with that over the root of twice the depth.
     """
 
@@ -173,7 +175,10 @@ def modernbert_encoder(
         )  # fmt: skip
         gated = GatedFeedForward(width, hidden or 3 * width // 2, dropout=dropout)
         return Block(
-            [PreNorm(attention, width, norm=norm() if i else nn.Identity()), PreNorm(gated, width, norm=norm())]
+            [
+                PreNorm(attention, width, out_dropout, norm=norm() if i else nn.Identity()),
+                PreNorm(gated, width, norm=norm()),
+            ]
         )
 
     encoder = Encoder([block(i) for i in range(depth)], norm())

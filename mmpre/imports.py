@@ -5,7 +5,7 @@ modules with `accepts(config)` and `translate(source) -> Foreign`. Nothing is ev
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +15,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from mmpre.attention import Attend
 from mmpre.encoder import Attention, Convolution, PreNorm
 from mmpre.network import Network
 from mmpre.plugins import survey
@@ -35,6 +36,8 @@ class Foreign:
 
     `modality` holds those of the modality in the role `role`, `encoder` those of the encoder, `heads` those of every
     head (or objective) of a class. Of `tables` ours may be the first rows: positions, words of a padded vocabulary.
+    `sees` says of each layer what its attention does that no tensor tells, in the words of `sees_of`, where the family
+    has layers that differ so.
     """
 
     role: str
@@ -46,6 +49,7 @@ class Foreign:
     eps: float
     pre_norm: bool
     causal_convolutions: bool | None = None  # whether those look back alone, where there are any
+    sees: Sequence[str] = ()
 
 
 class Source:
@@ -205,7 +209,24 @@ def _differences(net: Network, foreign: Foreign) -> tuple[list[str], list[str]]:
     eps = {one.eps for one in net.encoder.modules() if isinstance(one, nn.LayerNorm)}
     if eps != {foreign.eps}:
         notes.append(f"LayerNorms have eps {_numbers(eps)}, theirs {foreign.eps}: states will differ a little")
+    for number, (ours, theirs) in enumerate(zip(sees_of(net.encoder), foreign.sees, strict=False)):
+        if ours != theirs:
+            problems.append(f"attention of layer {number} sees {ours}, theirs {theirs}")
     return problems, notes
+
+
+def sees_of(encoder: nn.Module) -> list[str]:
+    """What each layer's attention does that no tensor tells, in words."""
+    return [
+        sees(one.within, None if one.rotary is None else one.rotary.theta)
+        for one in encoder.modules()
+        if isinstance(one, Attention)
+    ]
+
+
+def sees(within: Attend | None, theta: float | None) -> str:
+    """The words for an attention that is narrowed to `within`, with rotary embeddings of base `theta`."""
+    return f"{within or 'whole rows'}" + ("" if theta is None else f" by rotary embeddings of base {theta:g}")
 
 
 def _tensor_files(folder: Path) -> dict[str, tuple[Path, str]]:

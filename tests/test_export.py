@@ -12,20 +12,21 @@ import mmpre
 from mmpre.cli import main
 from mmpre.export import Check, ExportError, export
 from mmpre.imported_run import _write
-from mmpre.imports import fill
+from mmpre.imports import ImportedError, fill
 from mmpre.options import RunOptions
 from mmpre.plugins import find_recipe
 from mmpre.recipes.exports import bert as bert_export
-from mmpre.recipes.exports import electra, roberta, sentences, vit, vit_mae, wav2vec2_bert
+from mmpre.recipes.exports import electra, modernbert, roberta, sentences, vit, vit_mae, wav2vec2_bert
 from mmpre.recipes.imports import bert as bert_family
+from mmpre.recipes.imports import modernbert as modernbert_family
 from mmpre.recipes.imports import vit as vit_family
 from mmpre.recipes.imports import wav2vec2_bert as speech_family
 from mmpre.run import build, new_record
 
 TEXT = dict(width=32, depth=2, heads=4, length=16, dropout=0.0, steps=2, warmup=1, batch=4, micro_batches=1)
-EXPORTS = {"bert": bert_export, "electra": electra, "roberta": roberta, "sentences": sentences, "vit": vit,
-           "vit_mae": vit_mae, "wav2vec2_bert": wav2vec2_bert}  # fmt: skip
-IMPORTS = {"bert": bert_family, "vit": vit_family, "wav2vec2_bert": speech_family}
+EXPORTS = {"bert": bert_export, "electra": electra, "modernbert": modernbert, "roberta": roberta,
+           "sentences": sentences, "vit": vit, "vit_mae": vit_mae, "wav2vec2_bert": wav2vec2_bert}  # fmt: skip
+IMPORTS = {"bert": bert_family, "modernbert": modernbert_family, "vit": vit_family, "wav2vec2_bert": speech_family}
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +69,50 @@ def test_bert_goes_to_transformers_and_comes_back_bit_for_bit(to, tmp_path):
     assert report.missing == [] and report.left == []
     own = mmpre.load(run).recipe.module().state_dict()
     assert all(torch.equal(tensor, own[name]) for name, tensor in recipe.module().state_dict().items())
+
+
+MODERN = TEXT | dict(depth=4, hidden=40, reach=2, growth=0)
+
+
+@pytest.mark.parametrize("numbers", [{}, {"theta": 300.0}, {"every": 1}, {"every": 2, "reach": 1, "local_theta": 50.0}])
+def test_modernbert_goes_to_transformers_and_comes_back_bit_for_bit(numbers, tmp_path):
+    run = a_run(tmp_path / "run", "modernbert", tokenizer=word_file(tmp_path), **MODERN | numbers)
+    told = export(run, tmp_path / "out")
+    assert told.target == "ModernBertForMaskedLM of transformers" and not told.notes
+    same(told, "states of 5 made rows of 3 to 16 tokens", "scores of words", "texts of 9")
+    recipe = mmpre.load(run).untrained()
+    report = fill(recipe.module(), tmp_path / "out")
+    assert report.missing == [] and report.left == []
+    own = mmpre.load(run).recipe.module().state_dict()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in recipe.module().state_dict().items())
+    assert type(transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "out")).__name__ == "ModernBertForMaskedLM"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"reach": 3}, r"layer 1 sees Window\(reach=3\) by rotary .* base 10000, theirs Window\(reach=2\) by"),
+        ({"theta": 160_000.0}, "layer 0 sees whole rows by .* base 160000, theirs whole rows by .* base 10000"),
+        ({"every": 2}, r"layer 2 sees whole rows by .*, theirs Window\(reach=2\) by rotary"),
+    ],
+)  # fmt: skip
+def test_weights_of_another_attention_are_refused_though_their_shapes_fit(numbers, message, tmp_path):
+    run = a_run(tmp_path / "run", "modernbert", tokenizer=word_file(tmp_path), **MODERN)
+    export(run, tmp_path / "out")
+    other = find_recipe("modernbert").build(
+        find_recipe("modernbert").numbers(None, MODERN | numbers | {"tokenizer": word_file(tmp_path)})
+    )
+    with pytest.raises(ImportedError, match=message):
+        fill(other.module(), tmp_path / "out")
+
+
+def test_what_modernbert_has_not_is_told(tmp_path):
+    run = a_run(tmp_path / "run", "mosaicbert", tokenizer=word_file(tmp_path), **TEXT)
+    with pytest.raises(ExportError, match=r"norms are placed by PostNorm, there by PreNorm.*ALiBi is added"):
+        export(run, tmp_path / "out", to="modernbert")
+    run = a_run(tmp_path / "bert", "bert", **TEXT)
+    with pytest.raises(ExportError, match="a layer has Attention and FeedForward, the class has Attention and Gated"):
+        export(run, tmp_path / "out", to="modernbert")
 
 
 def test_what_is_written_answers_as_transformers_models_do(tmp_path):

@@ -7,15 +7,18 @@ from torch import Tensor, nn
 
 
 class Transform(nn.Module):
-    """LayerNorm(GELU(dense(state))), in the states' width unless `out` says otherwise."""
+    """LayerNorm(GELU(dense(state))), in the states' width unless `out` says otherwise; with biases or without any."""
 
-    def __init__(self, width: int, out: int | None = None, *, eps: float = 1e-12) -> None:
+    def __init__(
+        self, width: int, out: int | None = None, *, eps: float = 1e-12, bias: bool = True, std: float = 0.02
+    ) -> None:
         super().__init__()
         out = out or width
-        self.dense = nn.Linear(width, out)
-        self.norm = nn.LayerNorm(out, eps=eps)
-        nn.init.normal_(self.dense.weight, std=0.02)
-        nn.init.zeros_(self.dense.bias)
+        self.dense = nn.Linear(width, out, bias=bias)
+        self.norm = nn.LayerNorm(out, eps=eps, bias=bias)
+        nn.init.normal_(self.dense.weight, std=std)
+        if bias:
+            nn.init.zeros_(self.dense.bias)
 
     def forward(self, state_MD: Float[Tensor, "M D"]) -> Float[Tensor, "M E"]:
         return self.norm(F.gelu(self.dense(state_MD)))

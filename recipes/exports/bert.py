@@ -48,6 +48,8 @@ class BertLike:
         text, told = text_of(net), differences(net.encoder, PostNorm)
         if text.positions is None:
             told.append("no positions are added to its input, the class learns them")
+        if text.types is None:
+            told.append("no type is added to its input, the class has a vector of it")
         if self.kind == "roberta" and pad_of(text) != PADDING - 1:
             told.append(f"its tokenizer has no padding at id {PADDING - 1}, from which the class counts positions")
         return told + looks_elsewhere(recipe)
