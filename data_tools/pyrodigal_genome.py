@@ -20,9 +20,7 @@ packages = (Pip("pyrodigal", "3.7.1", "pyrodigal"),)
 FILE = "tests/data/GCF_001457455.1_NCTC11397_genomic.fna.gz"
 VALID, TEST = 0.8, 0.9  # where these parts begin
 tasks = (
-    EvalTask(kind="classification", about="strand and place in the codon of each base, 6 ways and not coding",
-             input="fa", target="genes"),
-    EvalTask(kind="classification", about="windows of 64 bases wholly coding on one strand or the other, 2 ways",
+    EvalTask(kind="sequence labelling", about="strand and place in the codon of each base, 6 ways and not coding",
              input="fa", target="genes"),
 )  # fmt: skip
 
