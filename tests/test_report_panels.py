@@ -32,9 +32,9 @@ from mmpre.modalities.dna import DnaReader
 from mmpre.modalities.image_patches import ImagePatches, ImageReader
 from mmpre.modalities.speech import FbankReader, Speech
 from mmpre.modalities.text import TextReader
-from mmpre.report import attention, predictions, retrieval, states, transport
+from mmpre.report import attention, panels, predictions, retrieval, states, transport
 from mmpre.report.drawing import boxes, draw, heat, pieces
-from mmpre.report.opened import open_run
+from mmpre.report.opened import earlier, open_run
 from mmpre.report.page import report
 from mmpre.tokens import Layout, Tokens
 from mmpre.view import View
@@ -202,7 +202,7 @@ def test_shares_of_words_are_those_of_the_plan(pair_run):
 
 def test_retrieval_orders_by_the_evaluation_s_scores(pair_run):
     opened = open_run(pair_run)
-    (retrieved,) = retrieval.panels(opened)
+    (retrieved,) = retrieval.of_evaluations(opened)
     samples = [sample for _, sample in opened.samples(retrieval.POOL)]
     score_PP = opened.recipe.evaluations[0].scores(samples, opened.processes).numpy()
     for q, one in zip((0, 8, 15, 23), retrieved.found, strict=True):
@@ -215,7 +215,7 @@ def test_retrieval_orders_by_the_evaluation_s_scores(pair_run):
 def test_towers_retrieve_by_the_vectors_that_they_are_trained_on(shards, tmp_path):
     run = small_runs.train(TESTS / "towers.py", tmp_path / "run", **shards[1])
     opened = open_run(run)
-    (retrieved,) = retrieval.panels(opened)
+    (retrieved,) = retrieval.of_tasks(opened)
     assert retrieved.title == "retrieval, text to image" and "4 best of 24" in retrieved.about
     for one in retrieved.found:
         assert one.query[0].pieces and all(drawn[0].picture for drawn, *_ in one.results)
@@ -223,6 +223,39 @@ def test_towers_retrieve_by_the_vectors_that_they_are_trained_on(shards, tmp_pat
         assert cosines == sorted(cosines, reverse=True) and max(map(abs, cosines)) <= 1.001
     said = text_of(report([run]))
     assert "Left out" not in said and "retrieval, text to image" in said
+
+
+STAGES = """
+from dataclasses import replace
+from mmpre.recipe import Recipe
+from mmpre.recipes.bert import bert
+from mmpre.recipes.masked import masked
+
+SMALL = dict(width=16, depth=1, heads=2, length=16, batch=4, micro_batches=1, steps=2, warmup=1)
+
+
+def pictures_then_words(data: tuple[str, ...] = (), valid: tuple[str, ...] = (), words: str = "") -> Recipe:
+    first = masked(data=data, valid=valid, modality="image_patches", patch_px=8, **SMALL)
+    second = bert(data=data, valid=valid, tokenizer=words, dropout=0.0, **SMALL)
+    one, (two,) = first.stages[0], second.stages
+    return Recipe([one, replace(two, tasks=[*two.tasks, replace(two.tasks[0], name="again")])], second.network)
+"""
+
+
+def test_tasks_of_earlier_stages_are_shown_behind_those_of_the_last_one(shards, tmp_path):
+    (tmp_path / "pictures_then_words.py").write_text(STAGES)
+    words = str(shards[0] / "tokenizer.json")
+    run = small_runs.train(tmp_path / "pictures_then_words.py", tmp_path / "run", words=words, **shards[1])
+    _, made, left_out = panels.panels(open_run(run), run)
+    titles = [one.title for one in made]
+    assert titles[:3] == ["mlm", "again", "masked, stage 1"] and titles[3:] == [
+        "map of rows",
+        "nearest rows",
+        "attention",
+    ]
+    assert left_out == [] and made[2].examples[0].filled
+    ((number, before),) = earlier(open_run(run))
+    assert number == 1 and [task.name for task in before.tasks] == ["masked"] and before.held_out
 
 
 def test_the_map_and_the_neighbours_are_of_mean_states(pair_run):

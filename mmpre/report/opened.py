@@ -1,5 +1,6 @@
 """A run's network beside rows that it can be shown: held-out ones where the run has them."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +19,7 @@ from mmpre.evaluation.cards import CARD, card_beside
 from mmpre.modality import Reader
 from mmpre.network import Network
 from mmpre.processes import Processes
-from mmpre.recipe import Recipe, Stage
+from mmpre.recipe import Recipe, Stage, Task
 from mmpre.record_check import RunError
 from mmpre.run import load, open_units
 from mmpre.strict_json import JSONError
@@ -26,6 +27,7 @@ from mmpre.strict_json import read as read_json
 from mmpre.tokens import Batch, Row, pack
 from mmpre.view import View
 
+log = logging.getLogger(__name__)
 MAX_CARD_BYTES = 16 << 20
 
 
@@ -40,7 +42,10 @@ class Shown:
 
 @dataclass(frozen=True)
 class Opened:
-    """A run's recipe with its weights, in evaluation mode, and units of its last stage's data."""
+    """A run's recipe with its weights, in evaluation mode, and units of a stage's data, by default of the last one's.
+
+    `tasks` are those of the stage that are shown.
+    """
 
     recipe: Recipe
     units: Units
@@ -48,10 +53,7 @@ class Opened:
     held_out: bool
     step: int
     processes: Processes
-
-    @property
-    def stage(self) -> Stage:
-        return self.recipe.stages[-1]
+    tasks: Sequence[Task]
 
     @cached_property
     def network(self) -> Network | None:
@@ -107,19 +109,41 @@ def open_run(path: Path, data: Sequence[str] = (), sidecar: str | None = None) -
     recipe = opened.recipe
     recipe.module().to(processes.device).eval()
     stage = recipe.stages[-1]
+    units, urls = _units(stage, data, sidecar)
     held_out = bool(data or stage.valid)
+    return Opened(recipe, units, urls, held_out, opened.checkpoint.step, processes, stage.tasks)
+
+
+def earlier(opened: Opened, data: Sequence[str] = (), sidecar: str | None = None) -> Iterator[tuple[int, Opened]]:
+    """Each stage before the last one, the latest first, that has tasks which no later one has (by their names): its
+    number, counted from 1, and itself with these tasks and rows of its data. A stage whose rows cannot be read is left
+    out."""
+    seen = {task.name for task in opened.tasks}
+    for number, stage in reversed(list(enumerate(opened.recipe.stages[:-1], 1))):
+        tasks = [task for task in stage.tasks if task.name not in seen]
+        seen |= {task.name for task in tasks}
+        if tasks:
+            try:
+                units, urls = _units(stage, data, sidecar)
+            except RunError as e:
+                log.warning("stage %d is not shown: %s", number, e)
+                continue
+            yield number, replace(opened, units=units, urls=urls, held_out=bool(data or stage.valid), tasks=tasks)
+
+
+def _units(stage: Stage, data: Sequence[str], sidecar: str | None) -> tuple[Units, tuple[str, ...]]:
+    """Units of some shards, and these: those that are named, or the stage's held-out ones, or those it trains on."""
     urls, sidecar = (tuple(data), sidecar) if data else (tuple(stage.valid), stage.valid_sidecar)
     if not urls:
         found = sources(stage.data, stage.sidecar)
         first = next(iter(found.values()), None)
         if first is None:
-            raise RunError(f"{path} names no shards, so nothing can be shown to its network")
+            raise RunError("the run names no shards, so nothing can be shown to its network; name some by --data")
         urls, sidecar = tuple(first.data), first.sidecar
     try:
-        units = open_units(stage, urls, sidecar)
+        return open_units(stage, urls, sidecar), urls
     except (ValueError, OSError) as e:
         raise RunError(f"its rows cannot be read: {e}; name other shards by --data") from e
-    return Opened(recipe, units, urls, held_out, opened.checkpoint.step, processes)
 
 
 def modality_of(module: nn.Module, role: str) -> nn.Module | None:

@@ -62,7 +62,7 @@ def render(accounts: Sequence[Account], data: Sequence[str] = (), sidecar: str |
         opened, without = try_to_open(account.path, data, sidecar)
         if opened is not None:
             accounts[i] = replace(account, stages=tuple(stage.steps for stage in opened.recipe.stages))
-        about_rows, found, more = panels(opened, account.path) if opened is not None else ("", [], [])
+        about_rows, found, more = panels(opened, account.path, data, sidecar) if opened is not None else ("", [], [])
         shown += [(account.label, about_rows, found)] if found else []
         kept, broken = tables(account.path)
         measured += [(account.label, kept)] if kept else []

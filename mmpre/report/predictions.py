@@ -58,7 +58,7 @@ def panels(opened: Opened) -> Iterator[Predictions]:
     """A panel for each task whose objective can be asked for guesses, and for what other tasks hide beside that."""
     seen: set[str] = set()
     for guessed in (True, False):
-        for task in opened.stage.tasks:
+        for task in opened.tasks:
             view = task.held_out or task.view
             if isinstance(view, Mapping) or not view.picks or (set(view.picks) <= seen and not guessed):
                 continue

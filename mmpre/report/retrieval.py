@@ -51,11 +51,16 @@ class Retrieved:
     template: str = "retrieved.html"
 
 
-def panels(opened: Opened) -> Iterator[Retrieved]:
+def of_evaluations(opened: Opened) -> Iterator[Retrieved]:
+    """By evaluations that score pairs."""
     for one in opened.recipe.evaluations:
         if isinstance(one, Scores):
             yield _by_pairs(opened, one)
-    for task in opened.stage.tasks:
+
+
+def of_tasks(opened: Opened) -> Iterator[Retrieved]:
+    """By tasks that compare vectors of two views."""
+    for task in opened.tasks:
         if isinstance(task.objective, Contrast) and isinstance(task.view, Mapping):
             yield from _by_vectors(opened, task)
 

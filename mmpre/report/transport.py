@@ -50,7 +50,7 @@ class Transport:
 
 def panels(opened: Opened) -> Iterator[Transport]:
     """A panel for each readout that has a plan between words and what can be drawn."""
-    for task in opened.stage.tasks:
+    for task in opened.tasks:
         objective = task.objective
         for readout in objective.readouts if isinstance(objective, OnePass) else ():
             if isinstance(readout, Plans) and isinstance(objective.readers[readout.roles[0]], Says):
