@@ -30,6 +30,7 @@ from mmpre.attention_rules import CAUSAL, EVERYONE
 
 HALF = (torch.bfloat16, torch.float16)
 _watching: list[list[list[Tensor]]] = []  # lists that get the weights of every call, while somebody looks
+_meant: list[str] = []  # devices that `as_on` names, the innermost last
 LONGEST_EXPLICIT = 1024  # beyond it the scores of a group cost more memory than they save time
 
 
@@ -72,6 +73,20 @@ def watched() -> Iterator[list[list[Float[Tensor, "H n m"]]]]:
         _watching.pop()
 
 
+@contextmanager
+def as_on(device: str) -> Iterator[None]:
+    """Within, tensors without numbers (of the device "meta") go the way that those of a kind of device go."""
+    _meant.append(device)
+    try:
+        yield
+    finally:
+        _meant.pop()
+
+
+def _device(x: Tensor) -> str:
+    return _meant[-1] if _meant and x.device.type == "meta" else x.device.type
+
+
 def attention_probabilities(
     q_NHK: Float[Tensor, "N H K"], k_MHK: Float[Tensor, "M H K"], plan: Plan, bias: Bias | None = None
 ) -> list[Float[Tensor, "H n m"]]:
@@ -104,7 +119,7 @@ def _groups(q_NHK: Tensor, k_MHK: Tensor, v_MHK: Tensor, plan: Plan, bias: Bias 
     # On a CPU torch's fused kernel refuses dropout, and in half precision its backward pass takes two to four times
     # as long as the scores written out; in float32 it is the faster one (measured at 20 to 512 tokens, torch 2.10).
     short = max(max(n, m) for _, n, m in plan.groups) <= LONGEST_EXPLICIT
-    if q_NHK.device.type == "cpu" and (dropout or (q_NHK.dtype in HALF and short)):
+    if _device(q_NHK) == "cpu" and (dropout or (q_NHK.dtype in HALF and short)):
         return _groups_explicit(q_NHK, k_MHK, v_MHK, plan, bias, dropout)
     causal = bias is None and plan.rule == CAUSAL  # the kernel's own, without a mask
     y = []

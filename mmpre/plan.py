@@ -21,7 +21,7 @@ from mmpre.data.mixture import Mixture
 from mmpre.data.shards import shard_writer
 from mmpre.draw import Draw
 from mmpre.objectives.protocol import InBatch
-from mmpre.plan_trace import trace, without_weights
+from mmpre.plan_trace import FULL, trace, without_weights
 from mmpre.plugins import find_recipe
 from mmpre.recipe import Recipe, Stage, Task
 from mmpre.run import build, open_sources, open_units
@@ -40,6 +40,7 @@ class PlanOptions:
     """What a plan is made for."""
 
     gpus: int = 1  # processes that share a step, one a device
+    device: str = "cuda"  # what these are: cuda, or cpu, where attention keeps more (plan_trace.py)
     gpu_memory: float | None = None  # of each, in GB (1e9 bytes): whether it fits is told
     samples: int | None = None  # rows of an epoch, where no data is named
     precision: str = "fp32"  # fp32, or bf16 for autocast
@@ -50,6 +51,8 @@ class PlanOptions:
         problems = []
         if self.precision not in ("fp32", "bf16"):
             problems.append(f"precision must be fp32 or bf16, got {self.precision!r}")
+        if self.device not in FULL:
+            problems.append(f"device must be {' or '.join(FULL)}, got {self.device!r}")
         if not 0 < self.utilisation <= 1:
             problems.append(f"utilisation is a share, above 0 and at most 1; got {self.utilisation}")
         for name in ("gpus", "gpu_memory", "samples", "flops"):
@@ -154,7 +157,7 @@ def _task(
     grads = [p.grad for p in module.parameters() if p.grad is not None]
     before = [*module.parameters(), *module.buffers(), *grads]
     try:
-        flops, peak = trace(step, before, bf16=options.precision == "bf16")
+        flops, peak = trace(step, before, bf16=options.precision == "bf16", device=options.device)
     except (RuntimeError, NotImplementedError) as e:
         first = str(e).strip().split("\n")[0]
         raise PlanError(
@@ -202,26 +205,42 @@ def _memory(
     stage: Stage, module: nn.ModuleDict, tasks: Mapping[str, Mapping[str, Any]], options: PlanOptions
 ) -> dict[str, dict[str, int]]:
     """Bytes of each GPU, by what holds them, for each way to share a step."""
-    weights = {id(p): _bytes(p) for p in module.parameters()}
-    trained = {id(p): _bytes(p) for p in module.parameters() if p.requires_grad}
-    parameters = sum(weights.values()) + sum(_bytes(b) for b in module.buffers())
-    gradients, moments = sum(trained.values()), _moments(stage, module)
-    activations = max(task["activations"] for task in tasks.values())
-    whole = {"parameters": parameters, "gradients": gradients, "moments": moments, "activations": activations}
+    whole = _held(stage, module, 1)
+    gradients = whole["gradients"]
+    whole["activations"] = max(task["activations"] for task in tasks.values())
     if options.gpus == 1:
         return {"alone": whole}
     blocks = [sum(_bytes(p) for p in block.parameters()) for block in blocks_alone(module)]
-    rest = sum(weights.values()) - sum(blocks)
+    rest = sum(_bytes(p) for p in module.parameters()) - sum(blocks)
     two = sum(sorted(blocks)[-2:])  # one is gathered while another computes
-    shared = {name: -(-whole[name] // options.gpus) for name in ("parameters", "gradients", "moments")}
+    shared = _held(stage, module, options.gpus) | {
+        "activations": whole["activations"], "gathered": 2 * (rest + two),  # weights, and their gradients
+    }  # fmt: skip
+    if stage.micro_batches > options.gpus:  # whole gradients are added up until a step's last part shares them out
+        shared["unshared"] = max(0, gradients - rest - two)
+    return {"ddp": whole | {"buckets": gradients}, "fsdp": shared}
+
+
+def _held(stage: Stage, module: nn.ModuleDict, gpus: int) -> dict[str, int]:
+    """Bytes of parameters, gradients and moments of the first GPU where so many share them, 1 for whole ones.
+
+    Each parameter is cut along its first dimension, into parts of equal size but for the last; single numbers and
+    buffers are whole everywhere.
+    """
+
+    def part(p: torch.Tensor) -> int:
+        return _bytes(p) if p.ndim == 0 else _bytes(p) * -(-len(p) // gpus) // max(1, len(p))
+
+    parameters = sum(map(part, module.parameters())) + sum(map(_bytes, module.buffers()))
     return {
-        "ddp": whole | {"buckets": gradients},
-        "fsdp": shared | {"activations": activations, "gathered": 2 * (rest + two)},  # weights, and their gradients
-    }
+        "parameters": parameters, "gradients": sum(part(p) for p in module.parameters() if p.requires_grad),
+        "moments": _moments(stage, module, part),
+    }  # fmt: skip
 
 
-def _moments(stage: Stage, module: nn.ModuleDict) -> int:
-    """Bytes of the optimizer's state, learned from the optimizer itself on small parameters of the same names."""
+def _moments(stage: Stage, module: nn.ModuleDict, part: Callable[[torch.Tensor], int]) -> int:
+    """Bytes of the optimizer's state, learned from the optimizer itself on small parameters of the same names; `part`
+    says how many bytes of a parameter are held."""
     small = {n: nn.Parameter(torch.zeros([2] * p.ndim)) for n, p in module.named_parameters() if p.requires_grad}
     optimizer = stage.optimizer.build(small.items())
     for parameter in small.values():
@@ -231,7 +250,8 @@ def _moments(stage: Stage, module: nn.ModuleDict) -> int:
     for name, parameter in module.named_parameters():
         for value in optimizer.state[small[name]].values() if name in small else ():
             if isinstance(value, torch.Tensor):
-                times = parameter.numel() if value.shape == small[name].shape else value.numel()
+                whole = value.shape != small[name].shape
+                times = value.numel() if whole else part(parameter) // parameter.element_size()
                 total += times * value.element_size()
     return total
 

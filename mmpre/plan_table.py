@@ -9,6 +9,12 @@ WAYS = {"alone": "one GPU", "ddp": "each GPU, DDP", "fsdp": "each GPU, FSDP2"}
 
 
 def lines(told: Mapping[str, Any], options: PlanOptions) -> Iterator[str]:
+    """The plan line by line; on CPUs what is said of GPUs holds for processes."""
+    for line in _lines(told, options):
+        yield line if options.device == "cuda" else line.replace("GPUs", "processes").replace("GPU", "process")
+
+
+def _lines(told: Mapping[str, Any], options: PlanOptions) -> Iterator[str]:
     parameters = told["parameters"]
     scale = f", scale {told['scale']}" if told["scale"] else ""
     yield f"{told['recipe']}{scale}, {_gpus(told['gpus'])}, {told['precision']}"

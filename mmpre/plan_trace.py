@@ -1,7 +1,9 @@
 """What a step computes and keeps, found by running it on the meta device: shapes without numbers, no data, no GPU.
 
-Attention is taken to be fused, as it is where it matters: its scores are not kept. Autocast, which torch has not on the
-meta device, is done here by its own rule: matrix products in bfloat16, norms, softmax and losses in float32.
+On a GPU attention is taken to be fused: its scores are not kept. On a CPU it is so in float32, and written out in
+bfloat16 or with dropout, as attention_backends.py does it. Autocast, which torch has not on the meta device, is done
+here by torch's own rule for the device: matrix products in bfloat16, losses in float32; norms and softmax in float32 on
+a GPU, and in what comes in on a CPU.
 """
 
 import weakref
@@ -17,20 +19,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from mmpre.attention_backends import as_on
+
 FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 FUSED_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 LOW = {F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.baddbmm, torch.einsum, F.conv1d,
        F.conv2d, F.conv3d}  # fmt: skip
-FULL = {F.layer_norm, F.rms_norm, F.cross_entropy, F.softmax, torch.softmax, Tensor.softmax, Tensor.log_softmax,
-        F.log_softmax, F.kl_div, F.mse_loss, F.normalize, torch.exp, Tensor.exp}  # fmt: skip
+LOSSES = {F.cross_entropy, F.nll_loss, F.kl_div, F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.cosine_embedding_loss,
+          F.binary_cross_entropy_with_logits}  # fmt: skip
+FULL = {  # by the kind of device
+    "cpu": LOSSES,
+    "cuda": LOSSES | {F.layer_norm, F.rms_norm, F.softmax, torch.softmax, Tensor.softmax, F.log_softmax,
+                      Tensor.log_softmax, F.normalize, torch.exp, Tensor.exp},
+}  # fmt: skip
 
 
 class Fused(TorchFunctionMode):
     """Attention by a fused kernel; in bf16, autocast's rule."""
 
-    def __init__(self, *, bf16: bool) -> None:
+    def __init__(self, *, bf16: bool, device: str) -> None:
         super().__init__()
-        self.bf16 = bf16
+        self.bf16, self.full = bf16, FULL[device]
         self.cast: dict[int, Tensor] = {}  # parameters are cast once a pass, as autocast does
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -39,7 +48,7 @@ class Fused(TorchFunctionMode):
             return self._attention(*args, **kwargs)
         if self.bf16 and function in LOW:
             args, kwargs = tree_map_only(Tensor, self._low, (args, kwargs))
-        elif self.bf16 and function in FULL:
+        elif self.bf16 and function in self.full:
             args, kwargs = tree_map_only(Tensor, _full, (args, kwargs))
         return function(*args, **kwargs)
 
@@ -111,11 +120,12 @@ def without_weights() -> Iterator[None]:
         nn.Module.register_parameter = register
 
 
-def trace(step: Callable[[], None], before: Any, *, bf16: bool) -> tuple[int, int]:
-    """FLOPs of a pass forward and backward, and the bytes that it makes beside `before`, at their peak."""
+def trace(step: Callable[[], None], before: Any, *, bf16: bool, device: str) -> tuple[int, int]:
+    """FLOPs of a pass forward and backward on a kind of device ("cpu" or "cuda"), and the bytes that it makes beside
+    `before`, at their peak."""
     flops = FlopCounterMode(display=False, custom_mapping=_COUNTS)
-    memory, fused = Memory(before), Fused(bf16=bf16)
-    with fused, flops, memory, _autocast_of(fused):
+    memory, fused = Memory(before), Fused(bf16=bf16, device=device)
+    with fused, flops, memory, _autocast_of(fused), as_on(device):
         step()
     return flops.get_total_flops(), memory.peak
 
