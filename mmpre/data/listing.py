@@ -16,7 +16,7 @@ def known_sets() -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
         name: {
             "about": module.description, "licence": module.licence, "size": module.size,
             "packages": [{"registry": one.registry, "name": one.name} for one in getattr(module, "packages", ())],
-            "good_for": [task.fields() for task in getattr(module, "tasks", ())],
+            "good_for": [task.told() for task in getattr(module, "tasks", ())],
         }
         for name, module in good.items()
     }  # fmt: skip
