@@ -31,6 +31,7 @@ from mmpre.attention_rules import CAUSAL, EVERYONE
 HALF = (torch.bfloat16, torch.float16)
 _watching: list[list[list[Tensor]]] = []  # lists that get the weights of every call, while somebody looks
 _meant: list[str] = []  # devices that `as_on` names, the innermost last
+_summing: list[list[Tensor]] = []  # the same, of how much each token is read
 LONGEST_EXPLICIT = 1024  # beyond it the scores of a group cost more memory than they save time
 
 
@@ -59,6 +60,8 @@ def attend(
         raise ValueError(f"MMPRE_ATTENTION: must be one of {', '.join(BACKENDS)}, or unset, got {forced!r}")
     for seen in _watching:
         seen.append(attention_probabilities(q_NHK, k_MHK, plan, bias))
+    for read in _summing:
+        read.append(attention_received(q_NHK, k_MHK, plan, bias))
     name = forced or _best(q_NHK, plan, bias, dropout)
     return BACKENDS[name](q_NHK, k_MHK, v_MHK, plan, bias, dropout)
 
@@ -85,6 +88,41 @@ def as_on(device: str) -> Iterator[None]:
 
 def _device(x: Tensor) -> str:
     return _meant[-1] if _meant and x.device.type == "meta" else x.device.type
+
+
+@contextmanager
+def received() -> Iterator[list[Float[Tensor, "M"]]]:
+    """Within, the list gets what `attention_received` says of each call of `attend`, in their order."""
+    _summing.append([])
+    try:
+        yield _summing[-1]
+    finally:
+        _summing.pop()
+
+
+def attention_received(
+    q_NHK: Float[Tensor, "N H K"], k_MHK: Float[Tensor, "M H K"], plan: Plan, bias: Bias | None = None
+) -> Float[Tensor, "M"]:
+    """Return how much each token is read: its attention weights, the mean over heads, summed over its row's tokens.
+
+    Rows of equal length at a time, so it may be asked while training.
+    """
+    read = []
+    with torch.autocast(q_NHK.device.type, enabled=False):
+        q_NHK, k_MHK = q_NHK.float(), k_MHK.float()
+        groups = zip(plan.groups, *_split(plan, q_NHK, k_MHK), strict=True)
+        for i, ((rows, _, _), *qk) in enumerate(groups):
+            q_gHnK, k_gHmK = (rearrange(x, "(g t) h k -> g h t k", g=rows) for x in qk)
+            score_gHnm, mask = q_gHnK @ k_gHmK.mT * q_gHnK.shape[-1] ** -0.5, plan.masks[i]
+            if bias is not None:
+                score_gHnm = score_gHnm + bias.added(q_gHnK, k_gHmK, plan.distances[i])
+            if mask is not None:
+                score_gHnm = score_gHnm.masked_fill(~mask, torch.finfo(torch.float32).min)
+            weight_gHnm = score_gHnm.softmax(-1)
+            if mask is not None:
+                weight_gHnm = weight_gHnm * mask  # a token that may see no one reads nothing
+            read.append(weight_gHnm.mean(1).sum(1).flatten())
+    return torch.cat(read)
 
 
 def attention_probabilities(

@@ -150,9 +150,14 @@ class Layout:
     @cached_property
     def first_by_role(self) -> dict[str, Int[Tensor, "B"]]:
         """The place of each role's first token in each row (where it would be, for a role without tokens)."""
+        return {role: start_B.to(self.device) for role, start_B in self._first.items()}
+
+    @cached_property
+    def _first(self) -> dict[str, Int[Tensor, "B"]]:
+        """The same where lengths are, on the CPU."""
         start_B, first = self.starts_B, {}
         for role in self.roles:
-            first[role] = start_B.to(self.device)
+            first[role] = start_B
             start_B = start_B + self.lengths[role]
         return first
 
@@ -164,7 +169,7 @@ class Layout:
             length_B = self.lengths[role]
             count = int(length_B.sum())
             before_B = length_B.cumsum(0) - length_B
-            shift_B = self.first_by_role[role].cpu() - before_B
+            shift_B = self._first[role] - before_B
             shift_N = torch.repeat_interleave(shift_B, length_B, output_size=count)
             places[role] = (torch.arange(count) + shift_N).to(self.device)
         return places
@@ -187,15 +192,15 @@ class Layout:
         """
         lengths = {role: self.lengths[role][row_P.cpu()] for role, row_P in rows.items()}
         order_P = torch.stack(list(lengths.values())).sum(0).argsort(stable=True)
-        made = Layout({role: length_P[order_P] for role, length_P in lengths.items()}, self.device)
-        place_n = torch.empty(made.size, dtype=torch.int64, device=self.device)
+        made = Layout({role: length_P[order_P] for role, length_P in lengths.items()})
+        place_n = torch.empty(made.size, dtype=torch.int64)  # made on the CPU: no device is waited for
         for role, row_P in rows.items():
             length_P, count = made.lengths[role], len(made.index[role])
-            first_P = self.first_by_role[role].cpu()[row_P.cpu()[order_P]]
+            first_P = self._first[role][row_P.cpu()[order_P]]
             step_n = torch.arange(count) - torch.repeat_interleave(length_P.cumsum(0) - length_P, length_P)
             source_n = torch.repeat_interleave(first_P, length_P, output_size=count) + step_n
-            place_n[made.index[role]] = source_n.to(self.device)
-        return made, place_n, order_P.to(self.device)
+            place_n[made.index[role]] = source_n
+        return made.to(self.device), place_n.to(self.device), order_P.to(self.device)
 
     @cached_property
     def row_N(self) -> Int[Tensor, "N"]:

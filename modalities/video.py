@@ -39,7 +39,8 @@ class VideoReader:
     become the nearest multiples of `patch_px`, and frames of more than `max_patches` patches are made smaller. Frames
     that do not fill a tubelet are left out; a clip with too few for one has its last frame repeated.
     Fields, one entry a token: tubelet [n, 3tpp] as bytes (frame, row, column, channel), position [n, 3] as tubelet in
-    time, row and column of the grid; both are 0 for [CLS], which comes first. A bad member raises BadMember.
+    time, row and column of the grid; both are 0 for [CLS], which comes first. With `cls_each`, a [CLS] comes before
+    the first tubelet of every time, and its position says which. A bad member raises BadMember.
     """
 
     video: Video = field(default_factory=Video)
@@ -47,6 +48,7 @@ class VideoReader:
     frames: int = 2
     transform: Callable[[UInt8[Tensor, "T 3 H W"]], UInt8[Tensor, "T 3 h w"]] | None = None
     max_patches: int = 256
+    cls_each: bool = False
 
     def __post_init__(self) -> None:
         if min(self.patch_px, self.frames, self.max_patches) < 1:
@@ -92,10 +94,15 @@ class VideoReader:
         times = len(clip_T3HW) // self.frames
         tubelet_nE = tubelets(clip_T3HW[: times * self.frames], self.frames, self.patch_px)
         position_n3 = torch.cartesian_prod(*map(torch.arange, (times, rows, columns))).int()
-        special_N = torch.full((len(tubelet_nE) + 1,), -1)
-        special_N[0] = CLS
-        fields = {"tubelet": tubelet_nE, "position": position_n3}
-        return Tokens.of_row(special_N, **{name: F.pad(one, (0, 0, 1, 0)) for name, one in fields.items()})
+        heads = times if self.cls_each else 1
+        tubelet_hnE, position_hn3 = (one_n.unflatten(0, (heads, -1)) for one_n in (tubelet_nE, position_n3))
+        special_hN = torch.full((heads, tubelet_hnE.shape[1] + 1), -1)
+        special_hN[:, 0] = CLS
+        tubelet_hNE, position_hN3 = (F.pad(one_hn, (0, 0, 1, 0)) for one_hn in (tubelet_hnE, position_hn3))
+        position_hN3[:, 0, 0] = torch.arange(heads)
+        return Tokens.of_row(
+            special_hN.flatten(), tubelet=tubelet_hNE.flatten(0, 1), position=position_hN3.flatten(0, 1)
+        )
 
     def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
         """The first frame of each tubelet side by side, with what is hidden in grey."""
@@ -155,6 +162,19 @@ def random_crops(side_px: int, *, least: float = 0.5, flip: bool = False) -> Cal
 def middle(side_px: int) -> Callable[[Tensor], Tensor]:
     """The square in the middle of all frames, at `side_px`: nothing is random."""
     return transforms.Compose([transforms.Resize(side_px, interpolation=BICUBIC), transforms.CenterCrop(side_px)])
+
+
+@dataclass(frozen=True)
+class Padded:
+    """All of each frame in a square of `side_px`, black beside it or above and below: nothing is random."""
+
+    side_px: int
+
+    def __call__(self, clip_T3HW: UInt8[Tensor, "T 3 H W"]) -> UInt8[Tensor, "T 3 S S"]:
+        height, width = clip_T3HW.shape[2:]
+        x, y = max(0, height - width), max(0, width - height)
+        clip_T3HW = F.pad(clip_T3HW, (x // 2, x - x // 2, y // 2, y - y // 2))
+        return transforms.functional.resize(clip_T3HW, [self.side_px, self.side_px], BICUBIC, antialias=True)
 
 
 class SinCos(nn.Module):

@@ -11,6 +11,8 @@ Run      mmpre train visual_tokens --scale tiny --data "pictures/*.tar"
          then codes for `WithCodes`: mmpre data derive SHARDS --out codes --by runs/visual_tokens
 """
 
+from typing import Literal
+
 from mmpre.codes import Codebook, Coder
 from mmpre.data.video import Evenly, Segments, Video
 from mmpre.encoder import vit_encoder
@@ -40,7 +42,8 @@ def visual_tokens(
     commit: float = 0.25,  # weight of what pulls states to their codes
     patch_px: int = 8,  # side of a patch
     side_px: int = 256,  # of the squares that are cut, at random in training
-    least: float = 0.5,  # smallest share of a picture's area in such a square
+    framing: Literal["middle", "whole"] = "middle",  # of a clip that is coded: its middle, or all of it in a square
+    least: float = 0.5,  # smallest share of a picture's area in a square of training
     batch: int = 256,  # pictures or clips in a step
     micro_batches: int = 8,  # parts of a step; what the number of processes must divide
     steps: int = 500_000,  # updates
@@ -56,7 +59,7 @@ def visual_tokens(
         def reader(sampling: Evenly | Segments, transform: object) -> video.VideoReader:
             return video.VideoReader(Video(sampling=sampling, side_px=2 * side_px), patch_px, tubelet, transform, most)
 
-        plain = reader(Evenly(clip), video.middle(side_px))
+        plain = reader(Evenly(clip), video.middle(side_px) if framing == "middle" else video.Padded(side_px))
         training = reader(Segments(clip), video.random_crops(side_px, least=least))
         modality = video.VideoTubelets(plain, width=width)
     else:

@@ -25,15 +25,18 @@ CHUNK_TOKENS = 16_384
 class PairRetrieval:
     """Rank all items for each query, and all queries for each item, by a score of the pair (zero-shot).
 
-    `score(batch)` gives one number a row, higher for a better match. Pairs are made of the first `rows` units.
+    `score(batch)` gives one number a row, higher for a better match. Pairs are made of the first `rows` units. Where
+    it takes long to embed an item, `between(batch)` embeds a batch of all rows once, and the function that it returns
+    scores pairs of them, given the numbers of the items' rows and of the queries'.
     """
 
-    score: Callable[[Batch], Float[Tensor, "B"]]
+    score: Callable[[Batch], Float[Tensor, "B"]] | None
     readers: Mapping[str, Reader]
     query: str = "text"
     item: str = "image"
     rows: int = 100
     name: str = "retrieval"
+    between: Callable[[Batch], Callable[[Tensor, Tensor], Float[Tensor, "P"]]] | None = None
 
     def run(self, units: Units, processes: Processes) -> Sequence[Result]:
         count = min(self.rows, len(units))
@@ -59,6 +62,15 @@ class PairRetrieval:
         longest = max(len(tokens) for one in made.values() for tokens in one) * 2
         chunk = max(1, CHUNK_TOKENS // longest)
         pairs = [(i, j) for i in range(len(samples)) for j in range(len(samples))]
+        if self.between is not None:
+            own = zip(made[self.query], made[self.item], strict=True)
+            whole = [self._row(f"{i}", query, item) for i, (query, item) in enumerate(own)]
+            batch = pack(whole, Full().plan).to(processes.device)
+            row_of_P, score = batch.order_B.cpu().argsort(), self.between(batch)
+            for start in range(0, len(pairs), chunk):
+                i_P, j_P = torch.tensor(pairs[start : start + chunk]).unbind(1)
+                score_PP[i_P, j_P] = score(row_of_P[j_P], row_of_P[i_P]).float().cpu()
+            return score_PP
         for start in range(0, len(pairs), chunk):
             some = pairs[start : start + chunk]
             rows = [self._row(f"{i} {j}", made[self.query][i], made[self.item][j]) for i, j in some]

@@ -1,6 +1,8 @@
 """Tell what belongs to a row among others of the micro-batch."""
 # N tokens of the packed batch, B rows, O options of a row, P = B O pairs, D model width
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -10,7 +12,7 @@ from mmpre.attention import Attend, Full
 from mmpre.draw import Draw
 from mmpre.network import Network
 from mmpre.objectives.loss import Loss, Term
-from mmpre.tokens import Batch
+from mmpre.tokens import Batch, Layout
 
 
 class Among(nn.Module):
@@ -40,14 +42,29 @@ class Among(nn.Module):
         rows = len(batch.layout)
         option_BO = self.choose(rows, draw)
         row_P = torch.arange(rows).repeat_interleave(option_BO.shape[1])
-        layout, place_n, order_P = batch.layout.pair({self.keep: row_P, self.other: option_BO.flatten()})
-        plan = self.attend.plan(layout).to(x_ND.device)
-        state_PD = net.encode(x_ND.index_select(0, place_n), layout, plan, at=layout.first(self.pool))
-        score_P = self.head(state_PD).float().reshape(-1) / self.temperature
-        score_BO = torch.empty_like(score_P).index_copy(0, order_P, score_P).view(option_BO.shape)
+        score_P = self._scores(net, x_ND, batch.layout, row_P, option_BO.flatten()) / self.temperature
+        score_BO = score_P.view(option_BO.shape)
         loss = F.cross_entropy(score_BO, score_BO.new_zeros(rows, dtype=torch.int64), reduction="sum")
         right = (score_BO.detach().argmax(1) == 0).sum()
         return Loss([Term(self.name, loss, "rows", self.weight)], {f"{self.name}_accuracy": (right, "rows")})
+
+    def between(self, net: Network, batch: Batch) -> Callable[[Int[Tensor, "P"], Int[Tensor, "P"]], Float[Tensor, "P"]]:
+        """Embed a batch once; the function then scores pairs of its rows: the first ones' `keep`, the others' `other`.
+
+        Fine-tuning and retrieval score all B x B pairs so, the temperature left out.
+        """
+        x_ND = net.embed(batch)
+        return lambda keep_P, other_P: self._scores(net, x_ND, batch.layout, keep_P, other_P)
+
+    def _scores(
+        self, net: Network, x_ND: Float[Tensor, "N D"], layout: Layout, keep_P: Int[Tensor, "P"],
+        other_P: Int[Tensor, "P"],
+    ) -> Float[Tensor, "P"]:  # fmt: skip
+        made, place_n, order_P = layout.pair({self.keep: keep_P, self.other: other_P})
+        plan = self.attend.plan(made).to(x_ND.device)
+        state_PD = net.encode(x_ND.index_select(0, place_n), made, plan, at=made.first(self.pool))
+        score_P = self.head(state_PD).float().reshape(-1)
+        return torch.empty_like(score_P).index_copy(0, order_P, score_P)
 
     def choose(self, rows: int, draw: Draw) -> Int[Tensor, "B O"]:
         """The rows whose `other` each row is paired with, its own first."""
