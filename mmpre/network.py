@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmpre.attention import Plan
+from mmpre.attention import Attend, Full, Plan
 from mmpre.blocks import Encoder, States
 from mmpre.modality import Modality, Reader
 from mmpre.sublayers.protocol import Places
@@ -16,14 +16,19 @@ from mmpre.tokens import Batch, Layout
 
 
 class Network(nn.Module):
-    """One modality for each role (`{"query": text, "code": text}` shares one) and the encoder they feed."""
+    """One modality for each role (`{"query": text, "code": text}` shares one) and the encoder they feed.
 
-    def __init__(self, modalities: Mapping[str, Modality], encoder: Encoder) -> None:
+    `attend` says who sees whom in rows that no view of a task makes, such as those that are evaluated; by default all
+    tokens of a row see each other.
+    """
+
+    def __init__(self, modalities: Mapping[str, Modality], encoder: Encoder, *, attend: Attend | None = None) -> None:
         super().__init__()
         if not modalities:
             raise ValueError("Network: needs at least one modality, such as {'text': Text(...)}, got none")
         self.modalities = nn.ModuleDict(modalities)
         self.encoder = encoder
+        self.attend = attend or Full()
 
     @property
     def readers(self) -> dict[str, Reader]:

@@ -37,7 +37,9 @@ class CodeReader:
     A piece belongs to one token of the code; a node is the occurrence of a variable or literal that its value comes
     from somewhere, or goes somewhere. What passes `max_length` is cut off, at a token of the code, with its nodes. With
     `comments` those of the program stand first, as [CLS] comments [SEP] pieces [SEP] nodes, with at most `max_comment`
-    pieces; otherwise they are left out. Nodes are special tokens: masks of tokens do not pick them.
+    pieces; otherwise they are left out. A text of its own that says what the program does, a member with a suffix of
+    `about`, stands there too, before them; a sample may then have that text alone, as [CLS] text [SEP]. Nodes are
+    special tokens: masks of tokens do not pick them.
     Languages are known by suffix. What does not parse raises BadMember (see `read_code`), and so does a program of more
     than `most_bytes`.
     Fields, one entry a token: ids (of a node that of the mask); word, the number of its token among those of the row
@@ -53,13 +55,14 @@ class CodeReader:
         max_length: int = 512,
         max_nodes: int = 128,
         comments: bool = False,
+        about: Sequence[str] = (),
         max_comment: int = 128,
         languages: Sequence[Language] = LANGUAGES,
         most_bytes: int = 128 << 10,
         most_errors: float = 0.1,
         specials: Sequence[str] | None = None,
     ) -> None:
-        taken = 3 + comments * (max_comment + 1)
+        taken = 3 + (comments or bool(about)) * (max_comment + 1)
         if max_length < taken or max_nodes < 0 or max_comment < 1 or not 0 <= most_errors <= 1:
             raise ValueError(
                 f"CodeReader: wanted max_length of at least {taken} (CLS, comments and SEP, a piece, SEP), max_nodes "
@@ -70,26 +73,29 @@ class CodeReader:
         self.max_length, self.max_nodes = max_length, max_nodes
         self.comments, self.max_comment = comments, max_comment
         self.languages = {language.suffix: language for language in languages}
-        self.suffixes = tuple(self.languages)
+        self.about, self.suffixes = tuple(about), (*self.languages, *about)
         self.most_bytes, self.most_errors = most_bytes, most_errors
 
     def code(self, sample: Sample) -> Code:
         """A sample's program: its tokens, comments and data flow."""
-        suffix, data = sample.bytes(self.suffixes)
+        suffix, data = sample.bytes(tuple(self.languages))
         if len(data) > self.most_bytes:
             detail = f"{len(data):,} bytes, at most {self.most_bytes:,} are read; cut it into functions"
             raise BadMember("code too long", suffix, detail)
         return read_code(sample.text((suffix,)), self.languages[suffix], most_errors=self.most_errors)
 
     def tokenize(self, sample: Sample, draw: Draw) -> Tokens:
-        code = self.code(sample)
+        has_text = any(suffix in sample.members for suffix in self.about)
+        has_code = not has_text or any(suffix in sample.members for suffix in self.languages)
+        code = self.code(sample) if has_code else Code((), (), ())
+        texts = [*([sample.text(self.about)] if has_text else []), *(code.comments if self.comments else ())]
         said_W = spoken_W = np.zeros(0, dtype=np.int64)
-        if self.comments and code.comments:
-            cut = self.vocabulary.cut("\n".join(code.comments))
+        if texts:
+            cut = self.vocabulary.cut("\n".join(texts))
             said_W, spoken_W = (part.numpy()[: self.max_comment].astype(np.int64) for part in cut)
         before = 1 + len(said_W) + (len(said_W) > 0)  # CLS, and comments with a SEP
         ids_W, word_W = (part.numpy().astype(np.int64) for part in self.vocabulary.cut_words(code.tokens))
-        if not len(ids_W):
+        if not len(ids_W if has_code else said_W):
             raise BadMember("empty text", sample.bytes(self.suffixes)[0], "the tokenizer finds no piece in it")
         kept = min(len(ids_W), self.max_length - before - 1)
         if kept < len(ids_W) and word_W[kept] != word_W[0]:  # the first token alone may be cut
@@ -102,7 +108,7 @@ class CodeReader:
         flow_E2 = np.searchsorted(known, flow_E2)
         node_V = np.unique(flow_E2)[: self.max_nodes]
         flow_E2 = flow_E2[np.isin(flow_E2, node_V).all(1)]
-        nodes_at = before + kept + 1
+        nodes_at = before + kept + has_code
         edge_E2 = nodes_at + np.searchsorted(node_V, flow_E2)
         first_V, last_V = (before + np.searchsorted(word_W, node_V, side) for side in ("left", "right"))
         count_V = last_V - first_V
@@ -130,6 +136,12 @@ class CodeReader:
             special, ids=ids, word=word, position=torch.from_numpy(place_N), node=special == NODE, code=is_code,
             edge=_pairs(edge_E2), link=_pairs(link_L2),
         )  # fmt: skip
+
+    def made(self) -> dict[str, bytes]:
+        """A program of one variable that fills a row, and a text that does so."""
+        lines = max(self.max_length, self.max_nodes)
+        members = {next(iter(self.languages)): b"a = a;\n" * lines}
+        return members | {suffix: b"a " * self.max_comment for suffix in self.about[:1]}
 
     def replacement(self, mask: float = 0.8, random: float = 0.1) -> BertReplace:
         """BERT's corruption with this vocabulary's mask and its range of ordinary ids."""
@@ -198,6 +210,19 @@ def corpus(sample: Sample) -> Iterator[str]:
     code = CodeReader().code(sample)
     yield from code.comments
     yield " ".join(code.tokens)
+
+
+def same_words(tokens: Tokens, pair_P2: Int64[Tensor, "P 2"]) -> Float[Tensor, "P"]:
+    """1 for pairs of nodes or pieces whose tokens of the code are written alike: what equal names alone tell of edges.
+
+    A token that begins the program is not alike to others where the tokenizer marks the space before a word.
+    """
+    row, word, ids = (one.tolist() for one in (row_numbers(tokens), tokens["word"], tokens["ids"]))
+    pieces: dict[tuple[int, int], list[int]] = {}
+    for i in tokens["code"].nonzero().squeeze(1).tolist():
+        pieces.setdefault((row[i], word[i]), []).append(ids[i])
+    written = [[pieces.get((row[i], word[i])) for i in pair] for pair in pair_P2.tolist()]
+    return torch.tensor([float(one == other) for one, other in written])
 
 
 def graph_attend(role: str) -> Attend:

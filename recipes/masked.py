@@ -2,9 +2,10 @@
 
 Paper    none: the plainest form of what Devlin et al. 2018 (arXiv:1810.04805) do for words, Xie et al. 2021 (SimMIM,
          arXiv:2111.09886) for patches, Baevski et al. 2020 (arXiv:2006.11477) for spans of speech
-Follows  text and DNA: the id, 80 percent masks, 10 random, 10 kept; pictures: pixels normalised within their patch;
-         speech: mel frames; regions: their features. Pictures have fixed places in two dimensions; all others have
-         none but the encoder's rotary ones, which tell distances alone
+Follows  text, code and DNA: the id, 80 percent masks, 10 random, 10 kept; pictures: pixels normalised within their
+         patch; speech: mel frames; regions: their features. Pictures have fixed places in two dimensions; all others
+         have none but the encoder's rotary ones, which tell distances alone. A text about the code stands in front of
+         it, where samples have one, and behind it the graph of its data flow, whose nodes have a place of their own
 Differs  one encoder, Llama's layers looking both ways, for all of them, so that what differs is the data
 Expect   tiny: RESULTS.md
 Run      mmpre train masked --scale tiny --modality text --data "text/*.tar"
@@ -15,7 +16,9 @@ from typing import Literal
 
 from torch import nn
 
+from mmpre.attention import Full
 from mmpre.data.audio import Audio
+from mmpre.data.code import LANGUAGES
 from mmpre.data.video import Video
 from mmpre.encoder import llama_encoder
 from mmpre.heads.pixels import Pixels
@@ -25,6 +28,7 @@ from mmpre.masking.corrupt import HideAll
 from mmpre.masking.protocol import Corruption
 from mmpre.masking.random import RandomTokens
 from mmpre.masking.spans import StartedSpans
+from mmpre.modalities.code_graph import CodeGraph, CodeReader, graph_attend
 from mmpre.modalities.dna import Bases, Dna, DnaReader, Kmers
 from mmpre.modalities.image_patches import ImagePatches, ImageReader, random_crops
 from mmpre.modalities.regions import RegionReader, Regions
@@ -38,7 +42,7 @@ from mmpre.recipe import Recipe, Stage, Task
 from mmpre.tokens import Tokens
 from mmpre.view import View
 
-Kind = Literal["text", "image_patches", "video", "regions", "speech", "dna"]
+Kind = Literal["text", "image_patches", "video", "regions", "speech", "dna", "code_graph"]
 Parts = tuple[nn.Module, Corruption, nn.Module]  # a modality, what hides its tokens, the head that predicts them
 
 
@@ -49,7 +53,7 @@ def masked(
     valid_sidecar: str = "",  # the same for the held-out shards
     modality: Kind = "text",  # what is read of a sample
     member: str = "",  # its suffix, such as py for text that is code; "" for the modality's own
-    tokenizer: str = "bytes",  # of text: path of a tokenizer.json, or bytes
+    tokenizer: str = "bytes",  # of text and code: path of a tokenizer.json, or bytes
     kmer: int = 1,  # bases of a token of DNA
     patch_px: int = 16,  # side of a picture's or a clip's patch
     side_px: int = 0,  # of squares cut from pictures at random and flipped; 0 takes them whole
@@ -104,16 +108,27 @@ def masked(
         heard = Speech(FbankReader(audio, stack=stack), width=width)
         return heard, HideAll(), Pixels(width, heard.reader.bins * stack, _frames, normalise=False)
 
+    def code_graph() -> Parts:
+        languages = [one for one in LANGUAGES if member in ("", one.suffix)]
+        reader = CodeReader(
+            tokenizer, max_length=length, max_nodes=length // 4, comments=True, about=("txt",), max_comment=length // 4,
+            languages=languages,
+        )  # fmt: skip
+        code = CodeGraph(reader, width=width, dropout=0.0)
+        return code, reader.replacement(), Vocabulary(code.table)
+
     ways: dict[str, Callable[[], Parts]] = {
         "text": text, "image_patches": image_patches, "video": video, "regions": regions, "speech": speech, "dna": dna,
+        "code_graph": code_graph,
     }  # fmt: skip
     reads, hides, head = ways[modality]()
-    network = Network({modality: reads}, llama_encoder(width, depth, heads))
+    attend = graph_attend(modality) if modality == "code_graph" else Full()
+    network = Network({modality: reads}, llama_encoder(width, depth, heads), attend=attend)
     if mask == "tokens":
         picks = RandomTokens(role=modality, rate=hide)
     else:  # starts so rare that runs, which may overlap, cover the share
         picks = StartedSpans(role=modality, chance=1 - (1 - hide) ** (1 / span), length=span)
-    view = View(picks={"hidden": picks}, corruption=hides)
+    view = View(picks={"hidden": picks}, corruption=hides, attend=attend)
     task = Task("masked", view, OnePass(network, [Predict("hidden", head)]))
     optimizer = AdamW(lr=lr, betas=(0.9, 0.98), weight_decay=decay, schedule=Cosine(warmup=warmup, total=steps))
     stage = Stage(

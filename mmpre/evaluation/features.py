@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmpre.attention import Full
 from mmpre.data.sample import BadMember, Sample
 from mmpre.draw import Draw
 from mmpre.evaluation.results import NotMeasured
@@ -52,7 +51,7 @@ def pooled(network: Network, member: str, samples: Iterable[tuple[int, Sample]])
         )
         return sum_LBD, torch.bincount(row_n, minlength=rows)
 
-    return _over(network, role, network.readers[role], member, samples, sums)
+    return _over(network, network, role, member, samples, sums)
 
 
 def towered(tower: Tower, role: str, member: str, samples: Iterable[tuple[int, Sample]]) -> Vectors:
@@ -62,16 +61,16 @@ def towered(tower: Tower, role: str, member: str, samples: Iterable[tuple[int, S
         x_BD = F.normalize(tower(batch).float(), dim=-1)
         return x_BD[None], torch.ones(len(x_BD), device=x_BD.device)
 
-    found = _over(tower, role, tower.net.readers[role], member, samples, sums)
+    found = _over(tower, tower.net, role, member, samples, sums)
     return replace(found, x_LSD=found.x_LSD / np.linalg.norm(found.x_LSD, axis=-1, keepdims=True).clip(1e-9))
 
 
 @torch.inference_mode()
-def _over(module: nn.Module, role: str, reader: Reader, member: str, samples, sums) -> Vectors:
+def _over(module: nn.Module, net: Network, role: str, member: str, samples, sums) -> Vectors:
     device = next(module.parameters()).device
     module.eval()
     numbers, totals, counts, place = [], [], [], {}
-    for batch in chunks(role, reader, member, samples):
+    for batch in chunks(net, role, member, samples):
         sum_LBD, count_B = (one.float().cpu().numpy() for one in sums(batch.to(device)))
         for row, key in enumerate(batch.keys):
             number = int(key)
@@ -92,17 +91,17 @@ def _over(module: nn.Module, role: str, reader: Reader, member: str, samples, su
     return Vectors(np.array(numbers)[order_S], x_SLD[order_S].transpose(1, 0, 2))
 
 
-def chunks(role: str, reader: Reader, member: str, samples: Iterable[tuple[int, Sample]]) -> Iterator[Batch]:
+def chunks(net: Network, role: str, member: str, samples: Iterable[tuple[int, Sample]]) -> Iterator[Batch]:
     """Clean rows of the samples, packed; keys are the samples' numbers."""
     rows: list[Row] = []
-    for number, tokens in tokenized(reader, member, samples):
+    for number, tokens in tokenized(net.readers[role], member, samples):
         roles = {role: tokens}
         rows.append(Row(str(number), roles, roles, {role: untouched(tokens).replaced_N}, {}))
         if sum(one.length for one in rows) >= CHUNK_TOKENS:
-            yield pack(rows, Full().plan)
+            yield pack(rows, net.attend.plan)
             rows = []
     if rows:
-        yield pack(rows, Full().plan)
+        yield pack(rows, net.attend.plan)
 
 
 def tokenized(reader: Reader, member: str, samples: Iterable[tuple[int, Sample]]) -> Iterator[tuple[int, Tokens]]:

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mmpre.attention import Full
 from mmpre.data.loader import MicroBatch, Slot
 from mmpre.data.sample import Sample
 from mmpre.draw import Draw, hashed
@@ -62,7 +61,7 @@ class Tuned(nn.Module):
         self.role, self.targets, self.pool, self.loss = role, [one.target for one in examples], pool, loss
         device = next(net.parameters()).device
         with torch.no_grad():
-            width = net(pack([_row(0, role, examples[0])], Full().plan).to(device)).shape[1]
+            width = net(pack([_row(0, role, examples[0])], net.attend.plan).to(device)).shape[1]
         self.head = nn.Linear(width, outputs, device=device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -189,7 +188,7 @@ def read(tuned: Tuned, some: Sequence[Example]) -> list[Float[Tensor, "n C"]]:
     device, found = tuned.head.weight.device, {}
     for start in range(0, len(some), BATCH):
         rows = [_row(i, tuned.role, some[i]) for i in range(start, min(start + BATCH, len(some)))]
-        batch = pack(rows, Full().plan).to(device)
+        batch = pack(rows, tuned.net.attend.plan).to(device)
         found |= dict(zip(map(int, batch.keys), [one.float().cpu() for one in tuned.scores(batch)], strict=True))
     return [found[i] for i in range(len(some))]
 
@@ -209,7 +208,8 @@ def _trained(task: CardTask, subject: Subject, some: Sequence[Example], rate: fl
             epoch, place = divmod(step, each)
             order = np.random.default_rng(hashed("fine-tuning", SEED, epoch)).permutation(len(some))
             rows = [_row(i, role, some[i]) for i in order[place * BATCH : (place + 1) * BATCH].tolist()]
-            yield MicroBatch(Slot(step, 0, "fine-tuning", step * BATCH, len(rows)), [pack(rows, Full().plan)], [], [])
+            packed = pack(rows, tuned.net.attend.plan)
+            yield MicroBatch(Slot(step, 0, "fine-tuning", step * BATCH, len(rows)), [packed], [], [])
 
     optimizer = stage.optimizer.build(tuned.named_parameters())
     context = Context(SEED, 0, Processes(device=tuned.head.weight.device))

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmpre.attention import Full
 from mmpre.evaluation.cards import CardTask
 from mmpre.evaluation.features import CHUNK_TOKENS, role_of, tokenized
 from mmpre.evaluation.results import NotMeasured, Result, mean
@@ -86,7 +85,7 @@ def likelihoods(speaker: Speaker, member: str, samples: Iterable) -> Iterator[tu
     waiting: list[tuple[int, int]] = []
 
     def values() -> Iterator[tuple[int, int, float]]:
-        batch = pack(rows, Full().plan).to(device)
+        batch = pack(rows, speaker.net.attend.plan).to(device)
         picked = batch.picked["hidden"]
         state_nD = speaker.net(batch, at=batch.layout.at(speaker.role, picked.seen_M))
         loss_n = batch.given(speaker.head(state_nD, batch.clean[speaker.role], picked.clean_M).double())

@@ -1,6 +1,6 @@
-"""How well hidden tokens are predicted, picture by picture."""
+"""How well hidden tokens are predicted, row by row."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from mmpre.data.shards import CorruptSample
 from mmpre.data.units import Units
 from mmpre.draw import Draw
 from mmpre.evaluation.results import Result, mean
+from mmpre.modality import Reader
 from mmpre.objectives.protocol import Objective
 from mmpre.processes import Processes
 from mmpre.tokens import Row, pack
@@ -32,17 +33,19 @@ class Reconstruction:
     @torch.no_grad()
     def run(self, units: Units, processes: Processes) -> Sequence[Result]:
         losses, flats = [], []
-        for row, draw in self._rows(units):
+        for row, draw in made_rows(self.view, self.objective.readers, units, self.rows):
             batch = pack([row], self.view.attend.plan).to(processes.device)
             loss = self.objective(batch, draw)
             losses.append(loss.total(batch.counts).item())
             flats += [v.item() / batch.counts[per] for n, (v, per) in loss.metrics.items() if n.endswith("_flat")]
-        return [mean(self.name, losses, chance=sum(flats) / len(flats) if flats else None)]
+        return [mean(self.name, losses, chance=sum(flats) / len(flats) if flats else None, less=True)]
 
-    def _rows(self, units: Units) -> Iterator[tuple[Row, Draw]]:
-        for i in range(min(self.rows, len(units))):
-            draw = Draw.row(0, 0, 0, epoch=0, unit=i)
-            try:
-                yield self.view.row(units.sample(i), self.objective.readers, draw, lambda role, k: None), draw
-            except (BadMember, CorruptSample):
-                continue
+
+def made_rows(view: View, readers: Mapping[str, Reader], units: Units, most: int) -> Iterator[tuple[Row, Draw]]:
+    """Rows of the first `most` units that can be read, alike for every network and seed."""
+    for i in range(min(most, len(units))):
+        draw = Draw.row(0, 0, 0, epoch=0, unit=i)
+        try:
+            yield view.row(units.sample(i), readers, draw, lambda role, k: None), draw
+        except (BadMember, CorruptSample):
+            continue

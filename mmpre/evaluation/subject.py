@@ -31,6 +31,12 @@ class Subject:
     def reads(self, member: str) -> bool:
         return isinstance(self.network, Network) and role_of(self.network.readers, member) is not None
 
+    def alike(self, member: str, other: str) -> bool:
+        """Whether both members are read by one role, so that their states lie in one space."""
+        readers = self.network.readers if isinstance(self.network, Network) else {}
+        role = role_of(readers, member)
+        return member == other or (role is not None and role == role_of(readers, other))
+
     @property
     def suffixes(self) -> list[str]:
         """What the network and the towers read, as in ".png"."""

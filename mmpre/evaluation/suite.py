@@ -104,7 +104,7 @@ def _retrieve(task: CardTask, subject: Subject) -> list[Result]:
             return vectors.number_S, vectors.x_LSD[0]
 
         return _search(task, task.split, TEST_ROWS, shared, {})
-    if task.input != task.target:
+    if not subject.alike(task.input, task.target):
         raise NotMeasured(f"the run has no towers that put .{task.input} and .{task.target} in one space")
     if not subject.reads(task.input):
         raise NotMeasured(f"the run reads no .{task.input}")
@@ -112,14 +112,17 @@ def _retrieve(task: CardTask, subject: Subject) -> list[Result]:
 
 
 def _search_means(task: CardTask, subject: Subject) -> list[Result]:
-    """Cosines of mean states, scaled by their mean and deviation over train; the layer is chosen by R@1 on valid."""
+    """Cosines of mean states, each side's scaled by their mean and deviation over train; the layer is chosen by R@1 on
+    valid."""
 
     def results(split: str, most: int, layer: int) -> list[Result]:
-        like = subject.means(task, task.train, TRAIN_ROWS, task.input).x_LSD[layer]
-        vectors = subject.means(task, split, most, task.input)
-        x_SD = scaled(vectors.x_LSD[layer], like)
-        x_SD = x_SD / np.linalg.norm(x_SD, axis=1, keepdims=True).clip(1e-9)
-        return _search(task, split, most, lambda member: (vectors.number_S, x_SD), {"layer": layer})
+        def mean_states(member: str) -> Placed:
+            like = subject.means(task, task.train, TRAIN_ROWS, member).x_LSD[layer]
+            vectors = subject.means(task, split, most, member)
+            x_SD = scaled(vectors.x_LSD[layer], like)
+            return vectors.number_S, x_SD / np.linalg.norm(x_SD, axis=1, keepdims=True).clip(1e-9)
+
+        return _search(task, split, most, mean_states, {"layer": layer})
 
     layers = range(len(subject.means(task, task.split, TEST_ROWS, task.input).x_LSD))
     found = [results(valid_of(task), VALID_ROWS, layer)[0].value for layer in layers]

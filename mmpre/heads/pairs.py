@@ -25,7 +25,7 @@ class PairScores(nn.Module):
         self.field, self.scaled = field, scaled
 
     def scores(self, state_MD: Float[Tensor, "M D"]) -> Float[Tensor, "P"]:
-        one_PD, other_PD = state_MD.float().unflatten(0, (-1, 2)).unbind(1)
+        one_PD, other_PD = state_MD.float().unflatten(0, (len(state_MD) // 2, 2)).unbind(1)
         score_P = (one_PD * other_PD).sum(1)
         return score_P / math.sqrt(state_MD.shape[1]) if self.scaled else score_P
 

@@ -91,3 +91,18 @@ class Asked:
     def __call__(self, tokens: Tokens, draw: Draw) -> Int[Tensor, "M"]:
         """Return index_M, two for each pair."""
         return tokens[f"{self.field}_asked"].flatten()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShufflePairs:
+    """Give each pair of `field` the second end of another one: as many pairs, and each token in as many of them, that
+    tell nothing. What a graph is worth shows beside it. Cut after `AskPairs` (`InTurn`), it leaves the questions true.
+    """
+
+    field: str = "edge"
+
+    def __call__(self, tokens: Tokens, draw: Draw) -> Tokens:
+        one_row("ShufflePairs", tokens)
+        first_E, second_E = tokens[self.field].unbind(1)
+        order_E = torch.randperm(len(second_E), generator=draw.rng("shuffle", self.field))
+        return tokens.with_values(**{self.field: torch.stack([first_E, second_E[order_E]], 1)})

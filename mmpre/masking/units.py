@@ -5,7 +5,7 @@ A unit is a run of neighbouring tokens with the same number in a field. The text
 """
 # N tokens, M picked tokens, U units of a row
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -138,6 +138,18 @@ class NGrams:
     @cached_property
     def _longest(self) -> int:
         return max((len(gram) for gram in self.lexicon), default=1)
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """Several cuts of one role, each of what the one before it made."""
+
+    cuts: Sequence[Callable[[Tokens, Draw], Tokens]]
+
+    def __call__(self, tokens: Tokens, draw: Draw) -> Tokens:
+        for cut in self.cuts:
+            tokens = cut(tokens, draw)
+        return tokens
 
 
 def with_field(tokens: Tokens, name: str, value_N: Tensor) -> Tokens:
