@@ -14,6 +14,7 @@ SMALL = {
     "violet": dict(
         channels=8, depths=(1, 1, 1), swin_heads=(1, 2, 2), window=(4, 4, 4), depth=1, heads=2, side_px=32, length=12
     ),
+    "graphcodebert": dict(width=32, depth=1, heads=2, length=40, comment=10, nodes=8),
     "mae": dict(
         width=32, depth=1, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2, patch_px=16, side_px=32
     ),
@@ -28,7 +29,10 @@ def test_a_step_is_made_and_its_parameters_are_told_by_part(name, stage):
     assert turn.amount == 2 and turn.seconds > 0 and turn.peak_bytes > 50_000_000
     more = dict(turn.more)
     # of MAE's patches a quarter is left, with [CLS]
-    longest = {"bert": 36, "two_stage": 18 * (stage + 1), "uniter": 48, "w2v_bert": 72, "violet": 96, "mae": 6}[name]
+    longest = {
+        "bert": 36, "two_stage": 18 * (stage + 1), "uniter": 48, "w2v_bert": 72, "violet": 96, "graphcodebert": 144,
+        "mae": 6,
+    }[name]  # fmt: skip
     assert more["tokens"] == longest
     assert more["encoder M"] == pytest.approx((23 if name == "w2v_bert" else 12) * 32**2 / 1e6, rel=0.1)
     assert more["all M"] == pytest.approx(more["modalities M"] + more["encoder M"] + more["rest M"])
@@ -42,7 +46,8 @@ def test_cases_name_recipes_and_scales_that_exist_and_base_is_the_default(monkey
     titles = [
         "bert base, 4 rows", "two_stage base, 16 rows", "two_stage base, stage 2, 4 rows", "uniter base, 4 rows",
         "mosaicbert base, 4 rows", "electra base, 4 rows",
-        "mirror_bert base, 16 rows", "babylm2 base, 16 rows", "violet base, 4 rows", "mae base, 16 rows",
+        "mirror_bert base, 16 rows", "babylm2 base, 16 rows", "violet base, 4 rows", "graphcodebert base, 4 rows",
+        "mae base, 16 rows",
         "w2v_bert base, 2 rows",
     ]  # fmt: skip
     assert [made.title for made in run(Settings())] == titles

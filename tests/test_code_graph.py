@@ -1,6 +1,7 @@
 """Rows of code with their graph: pieces and nodes, who sees whom, what is hidden, and the questions on pairs."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from masking import row
 from tokenizers import models, pre_tokenizers
 
 from mmpre.attention import Full
+from mmpre.data.code import JAVA
 from mmpre.data.sample import BadMember, Sample
 from mmpre.encoder import bert_encoder
 from mmpre.heads.pairs import PairScores
@@ -87,6 +89,45 @@ def test_comments_stand_apart_before_the_code():
     assert torch.equal(with_["edge"] - len(with_), without["edge"] - len(without))
     assert len(read("x = y\n", comments=True)) == len(read("x = y\n"))
     assert (read(comments=True, max_comment=3).special_N == SEP).nonzero()[0] == 4
+
+
+def test_a_text_about_the_code_stands_where_comments_do():
+    both, code = read(about=("txt",)), read()
+    said = bytes(both["ids"][1 : 1 + len("what it does")].tolist()).decode()
+    assert said == "what it does" and torch.equal(both["ids"][-len(code) + 1 :], code["ids"][1:])
+    assert torch.equal(both["edge"] - len(both), code["edge"] - len(code))
+    more = read(about=("txt",), comments=True)
+    end = int((more.special_N == SEP).nonzero()[0])
+    assert bytes(more["ids"][1:end].tolist()).decode() == "what it does\nsum of both"
+    assert (read(about=("txt",), max_comment=4).special_N == SEP).nonzero()[0] == 5
+    with pytest.raises(ValueError, match="CodeReader: wanted max_length of at least 132"):
+        CodeReader(about=("txt",), max_length=100)
+
+
+def test_a_text_or_a_program_may_stand_alone_in_one_space():
+    reader = CodeReader(about=("txt",))
+    assert reader.suffixes == ("py", "java", "js", "txt")
+    text = reader.tokenize(Sample("a", "shard", "digest", {"txt": b"of two"}), row(0))
+    assert text.special_N.tolist() == [CLS, *[-1] * 6, SEP] and not text["node"].any() and not text["code"].any()
+    assert text["position"].tolist() == list(range(1, 9)) and len(text["edge"]) == len(text["link"]) == 0
+    alone = reader.tokenize(Sample("a", "shard", "digest", {"py": TEXT.encode()}), row(0))
+    assert torch.equal(alone["ids"], read()["ids"])
+    with pytest.raises(BadMember, match=r"wanted .py or .java or .js, the sample has json"):
+        reader.tokenize(Sample("a", "shard", "digest", {"json": b"{}"}), row(0))
+    net = some_net()
+    made = [View().row(sample(TEXT, "0"), {"code": reader}, row(0), no_donor)]
+    made += [replace(made[0], key="1", clean={"code": one}, seen={"code": one},
+                     replaced={"code": torch.zeros(len(one), dtype=torch.bool)}) for one in (text, alone)]  # fmt: skip
+    assert net(pack(made, graph_attend("code").plan)).isfinite().all()
+
+
+@pytest.mark.parametrize("more", [{}, {"about": ("txt",)}, {"max_nodes": 5}, {"languages": (JAVA,)}], ids=str)
+def test_a_made_program_fills_a_row(more):
+    reader = CodeReader(max_length=200, **more)
+    tokens = reader.tokenize(Sample("a", "shard", "digest", reader.made()), row(0))
+    nodes = int(tokens["node"].sum())
+    assert nodes == min(reader.max_nodes, 50) and 196 <= len(tokens) - nodes <= 200
+    assert int((tokens.special_N == SEP).sum()) == 1 + bool(reader.about)
 
 
 @pytest.mark.parametrize("most", [8, 14, 21, 30, 45])

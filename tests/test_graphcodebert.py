@@ -163,7 +163,7 @@ def test_the_loss_of_words_is_the_same_without_nodes_and_with_nodes_whose_links_
         batch = batch_of(view, with_ if one is alone[0] else without, some_samples())
         losses[name] = one.objective(batch, DRAW).total(batch.counts).item()
     assert losses["hidden"] == pytest.approx(losses["no nodes"], abs=1e-5)
-    assert abs(losses["shown"] - losses["no nodes"]) > 1e-3
+    assert abs(losses["shown"] - losses["no nodes"]) > 1e-4
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,8 @@ CASES = [
     Case("babylm2", "base", 16_384, rows=16, stated=119, counts="modalities encoder"),
     # Fu et al. 2021: the Video Swin that their released code builds, 49.5M, and BERT-base's 110M
     Case("violet", "base", 30_522, stated=159.5, counts="modalities encoder"),
+    # Guo et al. 2020, section 4.1: RoBERTa-base, whose authors (Liu et al. 2019) state 125M
+    Case("graphcodebert", "base", 50_265, stated=125, counts="modalities encoder"),
     # Dosovitskiy et al. 2020, table 1: 86M and 307M, without MAE's decoder
     Case("mae", "base", rows=16, stated=86, counts="modalities encoder"),
     Case("mae", "large", rows=8, stated=307, counts="modalities encoder"),
@@ -175,9 +177,12 @@ class Made:
         members = {}
         for reader in self.readers.values():
             make = next((make for kind, make in MAKERS.items() if isinstance(reader, kind)), None)
-            if make is None:
+            if make is not None:
+                made = make(reader, number)
+            elif hasattr(reader, "made"):
+                made = reader.made()
+            else:
                 raise ValueError(f"bench step: nothing makes up samples for a {type(reader).__name__}; add to MAKERS")
-            made = make(reader, number)
             members |= made if isinstance(made, Mapping) else {reader.suffixes[0]: made}
         return Sample(f"{number}", "made up", "", members)
 
