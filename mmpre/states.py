@@ -54,7 +54,7 @@ class RunStates:
         self.network, self.layer, self.features = network.to(self.device).eval(), layer, features
         self.coder = None if coder is None or not coded else coder.to(self.device).eval()
         self.roles = tuple(role for role in network.readers if not roles or role in roles)
-        self.view = View(roles=self.roles)
+        self.view = View(roles=self.roles, attend=network.attend)
         self.readers: Mapping[str, Reader] = {role: still(one) for role, one in network.readers.items()}
         self.checkpoint = hashlib.sha256((opened.checkpoint.path / "MANIFEST.json").read_bytes()).hexdigest()
 

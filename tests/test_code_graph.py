@@ -15,6 +15,7 @@ from mmpre.attention import Full
 from mmpre.data.code import JAVA
 from mmpre.data.sample import BadMember, Sample
 from mmpre.encoder import bert_encoder
+from mmpre.evaluation.features import pooled
 from mmpre.heads.pairs import PairScores
 from mmpre.heads.vocabulary import Vocabulary
 from mmpre.masking.corrupt import HideAll
@@ -216,6 +217,19 @@ def test_packed_rows_are_as_they_are_alone_and_none_sees_another():
         alone_ND = net(pack([made[int(key)]], attend.plan))
         torch.testing.assert_close(state_ND, alone_ND, atol=1e-5, rtol=1e-5)
     assert (net(pack(made[:1], attend.plan)) - net(pack(made[:1], Full().plan))).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_what_is_evaluated_is_attended_to_as_the_network_says():
+    net = some_net()
+    made = View().row(sample(TEXT, "0"), net.readers, row(0), no_donor)
+    ordinary_N, means = made.seen["code"].special_N < 0, []
+    for attend in (Full(), graph_attend("code")):
+        net.attend = attend
+        (found_D,) = pooled(net, "py", [(0, sample(TEXT))]).x_LSD[-1]
+        means.append(net(pack([made], attend.plan))[ordinary_N].mean(0))
+        np.testing.assert_allclose(found_D, means[-1], atol=1e-5)
+    assert (means[0] - means[1]).abs().max() > 1e-3
 
 
 @torch.no_grad()

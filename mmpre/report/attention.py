@@ -89,7 +89,7 @@ def panels(opened: Opened) -> Iterator[Attention]:
 def weights_of(opened: Opened, network: Network, shown: Shown) -> list[Float[np.ndarray, "H n m"]]:
     """The attention weights of each call on one row, the lowest layer first."""
     with watched() as calls:
-        network(opened.batch([shown.row]))
+        network(opened.batch([shown.row], View(attend=network.attend)))
     return [rows[0].float().cpu().numpy() for rows in calls if len(rows) == 1]
 
 

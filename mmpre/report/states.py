@@ -72,7 +72,7 @@ def states(opened: Opened, network: Network, rows: Sequence[Row]) -> Float[np.nd
     """The mean state of each row's tokens, special ones included."""
     state_RD = []
     for start in range(0, len(rows), CHUNK):
-        batch = opened.batch(rows[start : start + CHUNK])
+        batch = opened.batch(rows[start : start + CHUNK], View(attend=network.attend))
         state_ND, lengths = network(batch).float(), batch.layout.lengths_B.tolist()
         mean_BD = torch.stack([state_nD.mean(0) for state_nD in state_ND.split(lengths)])
         state_RD.append(batch.given(mean_BD).cpu())
