@@ -122,12 +122,14 @@ def test_a_text_or_a_program_may_stand_alone_in_one_space():
     assert net(pack(made, graph_attend("code").plan)).isfinite().all()
 
 
-@pytest.mark.parametrize("more", [{}, {"about": ("txt",)}, {"max_nodes": 5}, {"languages": (JAVA,)}], ids=str)
+@pytest.mark.parametrize(
+    "more", [{}, {"about": ("txt",), "max_comment": 20}, {"max_nodes": 5}, {"languages": (JAVA,)}], ids=str
+)
 def test_a_made_program_fills_a_row(more):
     reader = CodeReader(max_length=200, **more)
     tokens = reader.tokenize(Sample("a", "shard", "digest", reader.made()), row(0))
     nodes = int(tokens["node"].sum())
-    assert nodes == min(reader.max_nodes, 50) and 196 <= len(tokens) - nodes <= 200
+    assert nodes >= min(reader.max_nodes, 40) and 196 <= len(tokens) - nodes <= 200
     assert int((tokens.special_N == SEP).sum()) == 1 + bool(reader.about)
 
 

@@ -59,7 +59,8 @@ def test_code_is_read_with_its_graph_and_found_by_its_text(tmp_path):
     run = mmpre.train("masked", scale="tiny", out=tmp_path / "run", data=(f"{tmp_path}/train",), modality="code_graph",
                       valid=(f"{tmp_path}/valid",), length=128, width=32, depth=2, heads=2, batch=4, steps=30,
                       warmup=3, lr=5e-3)  # fmt: skip
-    losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines() if "loss" in line]
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < 0.8 * losses[0]
     (task,) = mmpre.load(run).recipe.stages[0].tasks
     assert task.view.attend == task.objective.net.attend == graph_attend("code_graph")
