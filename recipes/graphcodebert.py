@@ -113,5 +113,5 @@ claim = Claim(
         "no nodes": Against(numbers={"flow": "none"}, measure="loss of hidden tokens", less=True),
         "shuffled edges": Against(numbers={"flow": "shuffled"}, measure="loss of hidden tokens", less=True),
     },
-    quick=dict(width=64, depth=2, heads=2, steps=600, warmup=60),
+    quick=dict(width=64, depth=2, heads=2, steps=400, warmup=40, lr=3e-3),
 )
