@@ -86,7 +86,8 @@ class Memory(TorchDispatchMode):
         made = function(*args, **kwargs or {})
         for one in tree_leaves(made):
             if isinstance(one, Tensor):
-                self._see(one.untyped_storage())
+                for part in (one._indices(), one._values()) if one.is_sparse else (one,):
+                    self._see(part.untyped_storage())
         return made
 
     def _see(self, storage: torch.UntypedStorage) -> None:
