@@ -86,8 +86,7 @@ class Memory(TorchDispatchMode):
         made = function(*args, **kwargs or {})
         for one in tree_leaves(made):
             if isinstance(one, Tensor):
-                for part in (one._indices(), one._values()) if one.is_sparse else (one,):
-                    self._see(part.untyped_storage())
+                self._see(one.untyped_storage())
         return made
 
     def _see(self, storage: torch.UntypedStorage) -> None:
