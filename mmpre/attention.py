@@ -46,13 +46,16 @@ class Plan:
 
     Layouts serve for their lengths alone and stay on the CPU, so planning never waits for a device. `keys` is the
     layout of what is read, where that is another sequence of the same rows. `given_N` are the tokens' positions, where
-    they are not their places in the row. `layers` holds a plan for each layer, where layers differ.
+    they are not their places in the row. `counts_M` says as how many tokens each of those read counts, where tokens
+    were merged: the logarithm is added to the scores (proportional attention, Bolya et al. 2022, arXiv:2210.09461).
+    `layers` holds a plan for each layer, where layers differ.
     """
 
     layout: Layout
     rule: Rule = EVERYONE
     keys: Layout | None = None
     given_N: Int[Tensor, "N"] | None = None
+    counts_M: Float[Tensor, "M"] | None = None
     layers: tuple["Plan", ...] = ()
     memory: Memory | None = None
     device: torch.device = CPU
@@ -89,11 +92,13 @@ class Plan:
         made: dict[str, Plan] = self.__dict__.setdefault("made_only", {})
         if role not in made:
             place_n, memory = layout.index[role], self.memory
-            given_n = None if self.given_N is None else self.given_N[place_n]
+            given_n, count_n = (None if one is None else one[place_n] for one in (self.given_N, self.counts_M))
             if memory is not None:
                 memory = Memory(memory.state_MD, replace(memory.plan, layout=layout.only(role)))
             rule = self.rule if isinstance(self.rule, Band) else Subset(self.rule, place_n)
-            made[role] = replace(self, layout=layout.only(role), rule=rule, given_N=given_n, memory=memory)
+            made[role] = replace(
+                self, layout=layout.only(role), rule=rule, given_N=given_n, counts_M=count_n, memory=memory
+            )
         return made[role]
 
     def reading(self, state_MD: Float[Tensor, "M D"], layout: Layout) -> "Plan":
@@ -176,6 +181,16 @@ class Plan:
         return made
 
     @cached_property
+    def crowds(self) -> list[Float[Tensor, "g 1 n m"] | None]:
+        """For each group, what is added to the scores of keys that count as several tokens; None: all count as one."""
+        if self.counts_M is None:
+            return [None] * len(self.groups)
+        log_M, made = self.counts_M.log(), []
+        for (rows, n, m), (_, start) in zip(self.groups, self._starts, strict=True):
+            made.append(log_M[start : start + rows * m].view(rows, 1, 1, m).expand(rows, 1, n, m))
+        return made
+
+    @cached_property
     def _starts(self) -> list[tuple[int, int]]:
         starts, q, k = [], 0, 0
         for rows, n, m in self.groups:
@@ -199,7 +214,9 @@ class Plan:
         """The bias object of xFormers; None where it has none for this plan."""
         from xformers.ops.fmha import attn_bias
 
-        if not isinstance(self.rule, Band) or any(not n or not m for _, n, m in self.groups):
+        if self.counts_M is not None or not isinstance(self.rule, Band):
+            return None
+        if any(not n or not m for _, n, m in self.groups):
             return None
         read = [list(lengths) for lengths in zip(*self.lengths, strict=True)]
         if self.rule == EVERYONE:

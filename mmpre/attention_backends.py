@@ -136,12 +136,13 @@ def attention_probabilities(
 def _best(q_NHK: Tensor, plan: Plan, bias: Bias | None, dropout: float) -> str:
     if q_NHK.device.type != "cuda":
         return "groups"
-    if bias is None and _has_xformers() and plan.xformers_bias is not None:
+    plain = bias is None and plan.counts_M is None
+    if plain and _has_xformers() and plan.xformers_bias is not None:
         return "xformers"
-    if bias is None and plan.rule in (EVERYONE, CAUSAL) and q_NHK.dtype in HALF and not dropout:
+    if plain and plan.rule in (EVERYONE, CAUSAL) and q_NHK.dtype in HALF and not dropout:
         return "varlen"
     # flex_attention has no dropout
-    return "groups" if dropout or (bias is None and plan.rule in (EVERYONE, CAUSAL)) else "flex"
+    return "groups" if dropout or (plain and plan.rule in (EVERYONE, CAUSAL)) else "flex"
 
 
 @cache
@@ -159,13 +160,13 @@ def _groups(q_NHK: Tensor, k_MHK: Tensor, v_MHK: Tensor, plan: Plan, bias: Bias 
     short = max(max(n, m) for _, n, m in plan.groups) <= LONGEST_EXPLICIT
     if _device(q_NHK) == "cpu" and (dropout or (q_NHK.dtype in HALF and short)):
         return _groups_explicit(q_NHK, k_MHK, v_MHK, plan, bias, dropout)
-    causal = bias is None and plan.rule == CAUSAL  # the kernel's own, without a mask
+    causal = bias is None and plan.counts_M is None and plan.rule == CAUSAL  # the kernel's own, without a mask
     y = []
     for i, ((rows, _, _), *qkv) in enumerate(zip(plan.groups, *_split(plan, q_NHK, k_MHK, v_MHK), strict=True)):
         q_gHnK, k_gHmK, v_gHmK = (rearrange(x, "(g t) h k -> g h t k", g=rows) for x in qkv)
         mask = None if causal else plan.masks[i]
-        if bias is not None:
-            mask = _with_bias(bias, q_gHnK, k_gHmK, plan, i)
+        if (added := _added(bias, q_gHnK, k_gHmK, plan, i)) is not None:
+            mask = added if mask is None else torch.where(mask, added, -torch.inf)
         y_gHnK = F.scaled_dot_product_attention(
             q_gHnK, k_gHmK, v_gHmK, attn_mask=mask, dropout_p=dropout, is_causal=causal
         )
@@ -173,21 +174,22 @@ def _groups(q_NHK: Tensor, k_MHK: Tensor, v_MHK: Tensor, plan: Plan, bias: Bias 
     return y[0] if len(y) == 1 else torch.cat(y)
 
 
-def _with_bias(bias: Bias, q_gHnK: Tensor, k_gHnK: Tensor, plan: Plan, i: int) -> Float[Tensor, "_ H n n"]:
-    """What is added to the scores of group i: the bias, and minus infinity where no one may look."""
-    added_gHnn = bias.added(q_gHnK, k_gHnK, plan.distances[i]).to(q_gHnK.dtype)
-    mask = plan.masks[i]
-    return added_gHnn if mask is None else torch.where(mask, added_gHnn, -torch.inf)
+def _added(bias: Bias | None, q_gHnK: Tensor, k_gHmK: Tensor, plan: Plan, i: int) -> Float[Tensor, "_ _ n m"] | None:
+    """What is added to the scores of group i, by distance and for tokens that count as several; None: nothing."""
+    parts = [] if plan.crowds[i] is None else [plan.crowds[i]]
+    if bias is not None:
+        parts.append(bias.added(q_gHnK, k_gHmK, plan.distances[i]))
+    return sum(parts[1:], parts[0]).to(q_gHnK.dtype) if parts else None
 
 
 def _groups_explicit(
     q_NHK: Tensor, k_MHK: Tensor, v_MHK: Tensor, plan: Plan, bias: Bias | None, dropout: float
 ) -> Tensor:
     added = []
-    if bias is not None:
-        for i, (group, q, k) in enumerate(zip(plan.groups, *_split(plan, q_NHK, k_MHK), strict=True)):
-            q_gHnK, k_gHnK = (rearrange(x, "(g t) h k -> g h t k", g=group[0]) for x in (q, k))
-            added.append(bias.added(q_gHnK, k_gHnK, plan.distances[i]).to(q.dtype))
+    if bias is not None or plan.counts_M is not None:
+        for i, ((rows, *_), q, k) in enumerate(zip(plan.groups, *_split(plan, q_NHK, k_MHK), strict=True)):
+            q_gHnK, k_gHmK = (rearrange(x, "(g t) h k -> g h t k", g=rows) for x in (q, k))
+            added.append(_added(bias, q_gHnK, k_gHmK, plan, i))
     return Explicit.apply(q_NHK, k_MHK, v_MHK, plan.runs(q_NHK.shape[1]), dropout, *added)
 
 
@@ -202,7 +204,7 @@ def _xformers(q_NHK: Tensor, k_MHK: Tensor, v_MHK: Tensor, plan: Plan, bias: Bia
     if bias is not None or plan.xformers_bias is None:
         raise ValueError(
             "xformers attention: has full, causal and causal window attention without a bias, got "
-            f"{type(bias).__name__ if bias is not None else plan.rule}; unset MMPRE_ATTENTION"
+            f"{_told(plan, bias)}; unset MMPRE_ATTENTION"
         )
     q_1NHK, k_1MHK, v_1MHK = (x.unsqueeze(0) for x in (q_NHK, k_MHK, v_MHK))
     y_1NHK = memory_efficient_attention(q_1NHK, k_1MHK, v_1MHK, attn_bias=plan.xformers_bias, p=dropout)
@@ -212,10 +214,9 @@ def _xformers(q_NHK: Tensor, k_MHK: Tensor, v_MHK: Tensor, plan: Plan, bias: Bia
 def _varlen(q_NHK: Tensor, k_MHK: Tensor, v_MHK: Tensor, plan: Plan, bias: Bias | None, dropout: float) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    if bias is not None or plan.rule not in (EVERYONE, CAUSAL):
+    if bias is not None or plan.counts_M is not None or plan.rule not in (EVERYONE, CAUSAL):
         raise ValueError(
-            "varlen attention: is full or causal and has no bias, got "
-            f"{type(bias).__name__ if bias is not None else plan.rule}; unset MMPRE_ATTENTION"
+            f"varlen attention: is full or causal and has no bias, got {_told(plan, bias)}; unset MMPRE_ATTENTION"
         )
     if dropout or q_NHK.dtype not in HALF:
         raise ValueError(
@@ -226,18 +227,32 @@ def _varlen(q_NHK: Tensor, k_MHK: Tensor, v_MHK: Tensor, plan: Plan, bias: Bias 
     return varlen_attn(q_NHK, k_MHK, v_MHK, start_q, start_k, longest_q, longest_k, is_causal=plan.rule == CAUSAL)
 
 
+def _told(plan: Plan, bias: Bias | None) -> str:
+    """What of a call a backend may lack."""
+    if bias is not None:
+        return type(bias).__name__
+    return str(plan.rule) if plan.counts_M is None else "merged tokens that count as several"
+
+
 def _flex(q_NHK: Tensor, k_MHK: Tensor, v_MHK: Tensor, plan: Plan, bias: Bias | None, dropout: float) -> Tensor:
     if dropout:
         raise ValueError(f"flex attention: has no dropout, got {dropout}; unset MMPRE_ATTENTION, or train without it")
-    score_mod = None if bias is None else _adding(bias.by_place(q_NHK, k_MHK, plan.position_N))
+    score_mod = None
+    if bias is not None or plan.counts_M is not None:
+        by_place = None if bias is None else bias.by_place(q_NHK, k_MHK, plan.position_N)
+        score_mod = _adding(by_place, None if plan.counts_M is None else plan.counts_M.log().to(q_NHK.dtype))
     q_1HNK, k_1HMK, v_1HMK = (x.transpose(0, 1).unsqueeze(0) for x in (q_NHK, k_MHK, v_MHK))
     flex = _compiled_flex() if q_NHK.device.type == "cuda" else flex_attention
     y_1HNK = flex(q_1HNK, k_1HMK, v_1HMK, score_mod=score_mod, block_mask=plan.block_mask)
     return y_1HNK.squeeze(0).transpose(0, 1)
 
 
-def _adding(added: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
-    return lambda score, b, h, q, k: score + added(h, q, k)
+def _adding(by_place: Callable[..., Tensor] | None, log_M: Float[Tensor, "M"] | None) -> Callable[..., Tensor]:
+    if log_M is None:
+        return lambda score, b, h, q, k: score + by_place(h, q, k)
+    if by_place is None:
+        return lambda score, b, h, q, k: score + log_M[k]
+    return lambda score, b, h, q, k: score + log_M[k] + by_place(h, q, k)
 
 
 @cache
@@ -263,6 +278,9 @@ def _weights(q_nHK: Tensor, k_mHK: Tensor, plan: Plan, bias: Bias | None, row: i
         position_n = plan.position_N[start : start + len(q_nHK)]
         h, q, k = (torch.arange(size, device=q_nHK.device) for size in score_Hnm.shape)
         score_Hnm = score_Hnm + bias.by_place(q_nHK, k_mHK, position_n)(h[:, None, None], q[:, None], k)
+    if plan.counts_M is not None:
+        first = int(plan.read.starts_B[row])
+        score_Hnm = score_Hnm + plan.counts_M[first : first + len(k_mHK)].log().to(dtype)
     allowed_nm = plan.dense(row)
     # a token that may see no one reads zeros, so its scores must stay numbers
     lowest = torch.finfo(dtype).min

@@ -6,6 +6,7 @@ What none of them has is composed in the same way, in a recipe: Encoder([Block([
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +15,13 @@ from torch import nn
 from mmpre.attention import Window
 from mmpre.attention_bias import ALiBi, LogBuckets, RelativeKey, Rotary
 from mmpre.blocks import Averaged, Block, Encoder
+from mmpre.merging_encoder import MergingEncoder
 from mmpre.sublayers.attention import Attention, GatedAttention
 from mmpre.sublayers.convolution import Convolution
 from mmpre.sublayers.feed_forward import FeedForward, GatedFeedForward
 from mmpre.sublayers.residual import DropPath, LayerScale, Norm, PostNorm, PreNorm, Scaled
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def bert_encoder(
@@ -128,16 +132,34 @@ def llama_encoder(
     Whether it looks to the right is the view's attend: `Causal` as Llama itself, or `Full`. `hidden` is 8/3 of `width`
     unless given, `kv_heads` as many as `heads`. Weights are drawn from a normal distribution of deviation 0.02.
     """
+    blocks = [_llama_block(width, heads, kv_heads, hidden, theta, eps) for _ in range(depth)]
+    return _normal(Encoder(blocks, nn.RMSNorm(width, eps=eps)))
 
-    def pre(sublayer: nn.Module) -> PreNorm:
-        return PreNorm(sublayer, width, norm=nn.RMSNorm(width, eps=eps))
 
-    def block() -> Block:
-        rotary = Rotary(width // heads, theta)
-        attention = Attention(width, heads, rotary=rotary, kv_heads=kv_heads, linear_bias=False)
-        return Block([pre(attention), pre(GatedFeedForward(width, hidden or 8 * width // 3, F.silu))])
+def merging_encoder(
+    width: int,
+    depths: tuple[int, int, int, int],
+    heads: int,
+    *,
+    hidden: int | None = None,
+    window: int = 16,
+    group: int = 64,
+    share: float = 0.5,
+    temperature: float = 0.1,
+    theta: float = 10_000.0,
+    eps: float = 1e-6,
+) -> MergingEncoder:
+    """Build MergeDNA's four parts (Li et al. 2025, arXiv:2511.14806) of Llama's layers; `depths` are theirs.
 
-    return _normal(Encoder([block() for _ in range(depth)], nn.RMSNorm(width, eps=eps)))
+    In order: the local encoder, which merges neighbours within `window` tokens; the latent encoder; the latent decoder;
+    the local decoder. What the others mean says `MergingEncoder`; `hidden` and the start weights are `llama_encoder`'s.
+    """
+    parts = [[_llama_block(width, heads, None, hidden, theta, eps) for _ in range(depth)] for depth in depths]
+    norm = nn.RMSNorm(width, eps=eps)
+    encoder = MergingEncoder(
+        *parts, norm, width=width, window=window, group=group, share=share, temperature=temperature
+    )
+    return _started(encoder, lambda weight: nn.init.normal_(weight, std=0.02))
 
 
 def modernbert_encoder(
@@ -268,11 +290,20 @@ def ltgbert_encoder(
     return Encoder([Averaged([sublayer for i in range(depth) for sublayer in pair(i)])])
 
 
+def _llama_block(width: int, heads: int, kv_heads: int | None, hidden: int | None, theta: float, eps: float) -> Block:
+    def pre(sublayer: nn.Module) -> PreNorm:
+        return PreNorm(sublayer, width, norm=nn.RMSNorm(width, eps=eps))
+
+    rotary = Rotary(width // heads, theta)
+    attention = Attention(width, heads, rotary=rotary, kv_heads=kv_heads, linear_bias=False)
+    return Block([pre(attention), pre(GatedFeedForward(width, hidden or 8 * width // 3, F.silu))])
+
+
 def _normal(encoder: Encoder) -> Encoder:
     return _started(encoder, lambda weight: nn.init.normal_(weight, std=0.02))
 
 
-def _started(encoder: Encoder, draw: Callable) -> Encoder:
+def _started(encoder: Module, draw: Callable) -> Module:
     for module in encoder.modules():
         if isinstance(module, nn.Linear):
             draw(module.weight)

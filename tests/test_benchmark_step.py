@@ -49,6 +49,7 @@ def test_cases_name_recipes_and_scales_that_exist_and_base_is_the_default(monkey
         "mirror_bert base, 16 rows", "babylm2 base, 16 rows", "violet base, 4 rows", "graphcodebert base, 4 rows",
         "mae base, 16 rows",
         "w2v_bert base, 2 rows",
+        "mergedna base, 1 rows",
     ]  # fmt: skip
     assert [made.title for made in run(Settings())] == titles
     assert [made.title for made in run(Settings(cases="bert large"))] == ["bert large, 2 rows"]

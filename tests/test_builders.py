@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import pickle
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -237,7 +238,8 @@ def test_ragout_tests_on_the_last_strain_of_each_species(built):
 
 def test_the_genes_that_pyrodigal_finds_can_be_translated(tmp_path):
     out = pyrodigal_genome.build(tmp_path / "out")
-    told, found = card(out), samples(out)
+    told, every = card(out), samples(out)
+    found = {key: one for key, one in every.items() if "genes" in one[1]}
     assert (told["bases"], told["genes_found"], told["coding_share"]) == (2_463_666, 2_343, 0.886)
     order = sorted(found.values(), key=lambda one: one[1]["json"]["start"])
     bases, track = ("".join(one[member] for _, one in order) for member in ("fa", "genes"))
@@ -251,6 +253,24 @@ def test_the_genes_that_pyrodigal_finds_can_be_translated(tmp_path):
         ((start, end),) = one.parts
         assert set(track[start:end]) <= set("012abc")
     assert through >= 2_330, "pieces at the ends may begin within a codon"
+
+    windows = [one for key, one in every.items() if key not in found]
+    assert Counter(place for place, _ in windows) == card(out / "frames")["counts"]
+    assert [task["about"] for task in card(out / "frames")["tasks"]] == [
+        "strand", "reading frame", "reading frame, by place modulo 3",
+    ]  # fmt: skip
+    of_split = {place: [one[1]["json"]["start"] for one in found.values() if one[0] == place] for place, _ in windows}
+    for place, one in windows:
+        start, end, frame = (one["json"][name] for name in ("start", "end", "frame"))
+        assert bases[start:end] == one["fa"] and end - start == 192
+        assert track[start] == frame and (one["json"]["strand"] == "+") == (frame in "012")
+        assert min(of_split[place]) <= start < max(of_split[place]) + PIECE
+        whole = [gene["coding"][0] for gene in genes.values()
+                 if gene["coding"][0][0] <= start and end <= gene["coding"][0][1]]  # fmt: skip
+        # backwards a codon begins at the gene's last base
+        phases = [(start - a) % 3 if frame in "012" else (b - 1 - start) % 3 for a, b in whole]
+        assert ("012abc".index(frame) % 3) in phases
+    assert min(Counter(one["json"]["frame"] for _, one in windows).values()) > 0.12 * len(windows)
 
 
 def test_overlapping_transcripts_and_pieces_keep_coordinates():

@@ -12,14 +12,19 @@ from PIL import Image
 import mmpre
 from mmpre.checkpoint import CheckpointError
 from mmpre.cli import main
+from mmpre.data.sample import Sample
 from mmpre.data.shards import shard_writer
+from mmpre.encoder import llama_encoder
 from mmpre.evaluate import evaluate, kept, markdown
 from mmpre.evaluation.cards import CardError, card_beside
 from mmpre.evaluation.collapse import collapse, rank_me, spread
+from mmpre.evaluation.features import pooled
 from mmpre.evaluation.probe import Known, classify, regress
 from mmpre.evaluation.results import gain, mean, statistic
 from mmpre.evaluation.search import first_right, search
 from mmpre.evaluation.suite import card_tasks
+from mmpre.modalities.dna import Dna, DnaReader
+from mmpre.network import Network
 from mmpre.options import RunOptions
 from mmpre.run import load, resume
 
@@ -215,3 +220,27 @@ def test_towers_are_searched_in_both_ways_and_name_classes(tmp_path):
     assert found["grey: by name: png to txt R@1"]["n"] == 30
     assert found["grey: by name: png to txt R@1"]["value"] > 0.6 > found["grey: by name: png to txt R@1"]["chance"]
     assert found["grey: brightness: zero-shot"]["chance"] == pytest.approx(1 / 3)
+
+
+def test_means_by_place_are_those_of_each_place_alone():
+    """Side by side: the mean state of the tokens at places 0, 3, 6 ... of their row, of 1, 4, 7 ... and so on."""
+    torch.manual_seed(0)
+    reader = DnaReader(length=10, ends=False)
+    network = Network({"dna": Dna(reader, width=4)}, llama_encoder(4, 1, 2))
+    texts = ["ACGTTGCAAC" + "GGATTC", "TTGAC", "A"]  # the first one is two windows
+    samples = [(i, Sample(f"{i}", "", f"{i}", {"fa": f">a\n{text}\n".encode()})) for i, text in enumerate(texts)]
+    by_place = pooled(network, "fa", samples, period=3)
+    assert by_place.x_LSD.shape == (2, 3, 12)
+    table = network.modalities["dna"].table.weight.detach().numpy()
+    for row, text in enumerate(texts):
+        windows = [text[i : i + 10] for i in range(0, len(text), 10)]
+        for place in range(3):
+            letters = [letter for window in windows for letter in window[place::3]]
+            wanted = np.mean([table["ACGT".index(letter)] for letter in letters], 0) if letters else np.zeros(4)
+            np.testing.assert_allclose(by_place.x_LSD[0, row, 4 * place : 4 * place + 4], wanted, atol=1e-6)
+    whole = pooled(network, "fa", samples)
+    for row, text in enumerate(texts):
+        windows = [text[i : i + 10] for i in range(0, len(text), 10)]
+        counts = np.array([sum(len(window[place::3]) for window in windows) for place in range(3)])
+        together = (by_place.x_LSD[:, row].reshape(2, 3, 4) * counts[:, None]).sum(1) / counts.sum()
+        np.testing.assert_allclose(whole.x_LSD[:, row], together, atol=1e-5)

@@ -20,6 +20,7 @@ from mmpre.strict_json import JSONError
 from mmpre.strict_json import read as read_json
 
 CARD = "card.json"
+COUNTS = ("epochs", "period")  # fields that are whole numbers
 UNTAUGHT = ("zero-shot", "similarity", "minimal pairs")  # kinds that nothing is fitted for
 
 
@@ -125,10 +126,11 @@ def _usable(one: Any, kinds: tuple[str, ...]) -> dict[str, Any]:
         raise ValueError(f"has {', '.join(sorted(unknown))}; known: {sorted(known)}")
     if lacking := [name for name, field in known.items() if field.default is MISSING and name not in one]:
         raise ValueError(f"has no {' and no '.join(lacking)}; add it")
-    if not isinstance(epochs := one.get("epochs", 1), int) or epochs < 1:
-        raise ValueError(f"has epochs {epochs!r}; wanted a whole number above 0")
+    for name in COUNTS:
+        if not isinstance(count := one.get(name, 1), int) or count < 1:
+            raise ValueError(f"has {name} {count!r}; wanted a whole number above 0")
     listed = {name: _texts(one, name) for name in ("labels", "prompts") if name in one}
-    if strange := [name for name in one if name not in ("epochs", *listed) and not isinstance(one[name], str)]:
+    if strange := [name for name in one if name not in (*COUNTS, *listed) and not isinstance(one[name], str)]:
         raise ValueError(f"has {strange[0]} {one[strange[0]]!r:.40}; wanted a text")
     return one | listed
 

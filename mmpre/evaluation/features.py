@@ -35,21 +35,26 @@ def role_of(readers: Mapping[str, Reader], member: str) -> str | None:
     return next((role for role, one in readers.items() if set(member.split("|")) & set(one.suffixes)), None)
 
 
-def pooled(network: Network, member: str, samples: Iterable[tuple[int, Sample]]) -> Vectors:
+def pooled(network: Network, member: str, samples: Iterable[tuple[int, Sample]], *, period: int = 1) -> Vectors:
     """The mean state over a sample's ordinary tokens, those of all of its windows, after each layer (0: what comes in;
-    the last one after the closing norm)."""
+    the last one after the closing norm). With a `period` above 1 there is a mean for each number of a token in its row,
+    special ones counted, modulo it; they are laid side by side, and each is of as many tokens as fall to it."""
     role = role_of(network.readers, member)
     depth = len(network.encoder.blocks)
 
     def sums(batch: Batch) -> tuple[Tensor, Tensor]:
         states = network(batch, read=range(depth))
         ordinary_N = batch.seen[role].special_N < 0
-        row_n, rows = batch.layout.row_N[ordinary_N], len(batch.layout)
+        row_N, rows = batch.layout.row_N, len(batch.layout)
+        number_N = torch.arange(batch.layout.size, device=row_N.device) - batch.layout.first(role)[row_N]
+        part_n = (row_N * period + number_N % period)[ordinary_N]  # a row's tokens are dealt to its parts
         layers = [states.layer[layer] for layer in range(depth)] + [states.last]
-        sum_LBD = torch.stack(
-            [one.new_zeros(rows, one.shape[1]).index_add(0, row_n, one[ordinary_N]) for one in layers]
-        )
-        return sum_LBD, torch.bincount(row_n, minlength=rows)
+        sum_LBX = torch.stack([
+            one.new_zeros(rows * period, one.shape[1]).index_add(0, part_n, one[ordinary_N]).view(rows, -1)
+            for one in layers
+        ])  # fmt: skip
+        count_BP = torch.bincount(part_n, minlength=rows * period).view(rows, period)
+        return sum_LBX, count_BP.repeat_interleave(sum_LBX.shape[2] // period, dim=1)
 
     return _over(network, network, role, member, samples, sums)
 
@@ -59,7 +64,7 @@ def towered(tower: Tower, role: str, member: str, samples: Iterable[tuple[int, S
 
     def sums(batch: Batch) -> tuple[Tensor, Tensor]:
         x_BD = F.normalize(tower(batch).float(), dim=-1)
-        return x_BD[None], torch.ones(len(x_BD), device=x_BD.device)
+        return x_BD[None], torch.ones(len(x_BD), 1, device=x_BD.device)
 
     found = _over(tower, tower.net, role, member, samples, sums)
     return replace(found, x_LSD=found.x_LSD / np.linalg.norm(found.x_LSD, axis=-1, keepdims=True).clip(1e-9))
@@ -71,23 +76,23 @@ def _over(module: nn.Module, net: Network, role: str, member: str, samples, sums
     module.eval()
     numbers, totals, counts, place = [], [], [], {}
     for batch in chunks(net, role, member, samples):
-        sum_LBD, count_B = (one.float().cpu().numpy() for one in sums(batch.to(device)))
+        sum_LBD, count_BX = (one.float().cpu().numpy() for one in sums(batch.to(device)))
         for row, key in enumerate(batch.keys):
             number = int(key)
             if number in place:  # another window of it
                 totals[place[number]] += sum_LBD[:, row]
-                counts[place[number]] += count_B[row]
+                counts[place[number]] += count_BX[row]
                 continue
             place[number] = len(numbers)
             numbers.append(number)
             totals.append(sum_LBD[:, row].copy())
-            counts.append(count_B[row])
+            counts.append(count_BX[row].copy())
     if not numbers:
         raise NotMeasured(
             f"no sample has a .{member} that role {role!r} can read; look at the shards with `mmpre data inspect`"
         )
     order_S = np.argsort(numbers)
-    x_SLD = np.stack(totals) / np.maximum(np.array(counts), 1)[:, None, None]
+    x_SLD = np.stack(totals) / np.maximum(np.stack(counts), 1)[:, None]
     return Vectors(np.array(numbers)[order_S], x_SLD[order_S].transpose(1, 0, 2))
 
 

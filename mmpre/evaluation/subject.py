@@ -52,9 +52,9 @@ class Subject:
         return None
 
     def means(self, task: CardTask, split: str, most: int, member: str) -> Vectors:
-        key = (task.folder / split, member, most)
+        key = (task.folder / split, member, most, task.period)
         if key not in self.kept:
-            self.kept[key] = pooled(self.network, member, task.samples(split, most))
+            self.kept[key] = pooled(self.network, member, task.samples(split, most), period=task.period)
         return self.kept[key]
 
     def in_common(self, task: CardTask, split: str, most: int, member: str) -> Vectors:

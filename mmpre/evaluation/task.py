@@ -13,8 +13,9 @@ class EvalTask:
     `train` and chosen on `valid`; splits may be those of another set that stands beside this one ("../other/train").
     `labels` limits a task to samples with these targets. `other` is the second side of a pair: of similarity, or the
     wrong one of a minimal pair, where `target` is not read. `prompts` are texts that name a class at {}, `epochs` how
-    often a network that is trained on the labels sees them. `baseline` is what is known of simple methods and of
-    chance, in plain words.
+    often a network that is trained on the labels sees them. With a `period` a probe reads a sample's mean states at
+    each place modulo it, side by side: a mean over all would lose what place they have in something that repeats.
+    `baseline` is what is known of simple methods and of chance, in plain words.
     """
 
     kind: Literal[
@@ -32,6 +33,7 @@ class EvalTask:
     other: str | None = None
     prompts: tuple[str, ...] = ("{}",)
     epochs: int = 3
+    period: int = 1
     baseline: str | None = None
 
     def told(self) -> dict[str, Any]:

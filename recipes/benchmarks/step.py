@@ -23,6 +23,7 @@ from mmpre.data.codes import WithCodes
 from mmpre.data.loader import MicroBatches, Slot
 from mmpre.data.sample import Sample
 from mmpre.loop import Context, steps
+from mmpre.modalities.dna import DnaReader
 from mmpre.modalities.image_patches import ImageReader
 from mmpre.modalities.regions import RegionReader
 from mmpre.modalities.speech import FbankReader
@@ -89,6 +90,8 @@ CASES = [
     Case("w2v_bert", "base", rows=2, stated=600, counts="modalities encoder", within=0.05),
     Case("w2v_bert", "xxl", rows=1, stated=1000, counts="modalities encoder", within=0.05),
     Case("w2v_bert", "v2", rows=2, stated=600, counts="modalities encoder", within=0.05),
+    # Li et al. 2025, section 4: 380M in four parts
+    Case("mergedna", "base", rows=1, stated=380, counts="modalities encoder"),
 ]
 
 
@@ -212,13 +215,13 @@ def picture(reader: ImageReader, number: int) -> bytes:
     return file.getvalue()
 
 
-def made_up(reader: FbankReader | VideoReader | WithCodes, number: int) -> Mapping[str, bytes]:
+def made_up(reader: FbankReader | VideoReader | WithCodes | DnaReader, number: int) -> Mapping[str, bytes]:
     return reader.made()
 
 
 MAKERS: dict[type, Callable[..., bytes | Mapping[str, bytes]]] = {
     TextReader: text, RegionReader: regions, ImageReader: picture, FbankReader: made_up, VideoReader: made_up,
-    WithCodes: made_up,
+    WithCodes: made_up, DnaReader: made_up,
 }  # fmt: skip
 
 
