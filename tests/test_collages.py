@@ -182,6 +182,32 @@ def test_the_card_says_whose_the_pictures_are_and_fits_the_shards(built):
         assert all(card["classes"][region["class"]] == region["group"] for region in truth["regions"])
 
 
+def test_questions_have_the_answers_that_the_truth_gives_and_leave_the_collages_as_they_are(built, tmp_path):
+    out = collages.build(tmp_path / "asked", features=False, questions=True, **SMALL)
+    answers = json.loads((out / "card.json").read_text())["answers"]
+    tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
+    told = []
+    for split in ("train", "test"):
+        shards = open_shards(out / split)
+        reader = ShardReader(shards)
+        for number, (picture, caption, truth) in enumerate(read(built / split)):
+            members = reader.read(number)
+            assert (members["jpg"], members["txt"].decode()) == (picture, caption)
+            question, answer = members["question.txt"].decode(), answers[json.loads(members["answer.json"])]
+            told.append(answer)
+            if question.startswith("is there a "):
+                kind = question.removeprefix("is there a ").removesuffix("?")
+                assert answer == ("yes" if kind in {region["group"] for region in truth["regions"]} else "no")
+            else:
+                place = question.removeprefix("what is ").removesuffix("?")
+                boxes = [Region(None, 0, tuple(region["box"])) for region in truth["regions"]]
+                there = [whereabouts(box, truth["width"]) == place for box in boxes]
+                assert [r["group"] for r, here in zip(truth["regions"], there, strict=True) if here] == [answer]
+            assert "[UNK]" not in tokenizer.encode(question).tokens
+    assert 0.15 < told.count("yes") / len(told) < 0.4 and 0.15 < told.count("no") / len(told) < 0.4
+    assert "answers" not in json.loads((built / "card.json").read_text())
+
+
 def test_the_tokenizer_knows_the_words_of_training_and_spells_others(built):
     tokenizer = Tokenizer.from_file(str(built / "tokenizer.json"))
     assert [tokenizer.token_to_id(name) for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")] == [0, 1, 2, 3, 4]

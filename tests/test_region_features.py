@@ -53,7 +53,9 @@ def test_weights_stand_where_their_names_say(net):
 
 
 def test_every_sample_has_its_regions_in_the_sidecar(built):
-    classes = json.loads((built / "card.json").read_text())["classes"]
+    card = json.loads((built / "card.json").read_text())
+    classes, groups = card["classes"], card["classes"][1:]
+    keys = [concept["key"] for which in ("seen", "unseen") for concept in card["concepts"][which]]
     for split, count in SPLITS.items():
         found = list(read(built, split))
         assert len(found) == count
@@ -62,7 +64,13 @@ def test_every_sample_has_its_regions_in_the_sidecar(built):
                 "features": ((PICTURES, 1280), torch.float16),
                 "boxes": ((PICTURES, 7), torch.float32),
                 "soft": ((PICTURES, len(classes)), torch.float32),
-            }
+                "object": ((PICTURES,), torch.int64), "object_confidence": ((PICTURES,), torch.float32),
+                "attribute": ((PICTURES,), torch.int64), "attribute_confidence": ((PICTURES,), torch.float32),
+            }  # fmt: skip
+            assert [keys[i] for i in tensors["object"]] == [region["key"] for region in truth["regions"]]
+            assert (tensors["object_confidence"] == 1).all()
+            assert [groups[i] for i in tensors["attribute"]] == [region["group"] for region in truth["regions"]]
+            assert torch.equal(tensors["attribute_confidence"], tensors["soft"].amax(1))
             for box, region in zip(tensors["boxes"], truth["regions"], strict=True):
                 x1, y1, x2, y2 = (value / 128 for value in region["box"])
                 wanted = torch.tensor([x1, y1, x2, y2, x2 - x1, y2 - y1, (x2 - x1) * (y2 - y1)])
@@ -160,4 +168,4 @@ def test_weights_in_another_order_or_missing_are_refused(tmp_path):
 
 def test_a_folder_without_collages_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"wanted the folder of a built data set with train/\*\.tar, got"):
-        region_features.build(tmp_path, classes=["background", "one"])
+        region_features.build(tmp_path, classes=["background", "one"], concepts=[])
