@@ -4,7 +4,7 @@ What none of them has is composed in the same way, in a recipe: Encoder([Block([
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
@@ -14,9 +14,11 @@ from torch import nn
 
 from mmpre.attention import Window
 from mmpre.attention_bias import ALiBi, LogBuckets, RelativeKey, Rotary
+from mmpre.attention_by_tokens import Roles
 from mmpre.blocks import Averaged, Block, Encoder
 from mmpre.merging_encoder import MergingEncoder
 from mmpre.sublayers.attention import Attention, GatedAttention
+from mmpre.sublayers.by_role import ByRole
 from mmpre.sublayers.convolution import Convolution
 from mmpre.sublayers.feed_forward import FeedForward, GatedFeedForward
 from mmpre.sublayers.residual import DropPath, LayerScale, Norm, PostNorm, PreNorm, Scaled
@@ -288,6 +290,48 @@ def ltgbert_encoder(
 
     nn.init.trunc_normal_(distances.table.weight, std=std, a=-2 * std, b=2 * std)
     return Encoder([Averaged([sublayer for i in range(depth) for sublayer in pair(i)])])
+
+
+def two_stream_encoder(
+    width: int,
+    heads: int,
+    *,
+    own: Mapping[str, int],
+    across: int,
+    hidden: int | None = None,
+    dropout: float = 0.1,
+    attention_dropout: float = 0.1,
+    eps: float = 1e-12,
+) -> Encoder:
+    """Build an encoder whose two roles first have layers of their own, as many as `own` says, and then `across` shared.
+
+    In those, one attention, the same for both, lets the tokens of each role read the other's, both at once; then each
+    role has an attention and a feed-forward of its own. All are post-norm, as BERT's, with its start weights; `hidden`
+    is 4 times `width` unless given. The longer of the first stacks goes on alone; layers are counted over both.
+    Source: LXMERT, Tan & Bansal 2019, arXiv:1908.07490.
+    """
+    if len(own) != 2 or min(own.values()) < 0 or across < 0 or not max(own.values()) + across:
+        raise ValueError(
+            "two_stream_encoder: wanted two roles with 0 or more layers each, across of 0 or more, and a layer in all, "
+            f"got own {dict(own)} and across {across}"
+        )
+
+    def post(sublayer: nn.Module) -> PostNorm:
+        return PostNorm(sublayer, width, dropout, eps)
+
+    def layer() -> Block:
+        attention = Attention(width, heads, attention_dropout)
+        return Block([post(attention), post(FeedForward(width, hidden or 4 * width))])
+
+    one, other = own
+    reads = Roles({one: (other,), other: (one,)})
+    blocks: list[nn.Module] = [
+        ByRole({role: layer() for role, depth in own.items() if i < depth}) for i in range(max(own.values()))
+    ]
+    for _ in range(across):
+        crossing = Attention(width, heads, attention_dropout, within=reads)
+        blocks.append(Block([post(crossing), ByRole({role: layer() for role in own})]))
+    return _normal(Encoder(blocks))
 
 
 def _llama_block(width: int, heads: int, kv_heads: int | None, hidden: int | None, theta: float, eps: float) -> Block:

@@ -291,7 +291,8 @@ class Batch:
 
     `clean` holds the tokens that targets are read from, `seen` what the encoder may see, `replaced` which of the
     seen tokens stand for a hidden one. `labels` has a value per row. `counts` are what losses are divided by: rows,
-    tokens (those seen), and for each pick picked:NAME, the tokens it took, and ordinary:NAME, those it chose from.
+    tokens (those seen), for each pick picked:NAME, the tokens it took, and ordinary:NAME, those it chose from, and for
+    each label that is a number labelled:NAME, the rows in which it is not below 0.
     A row whose sample could not be read is missing from all of these.
     """
 
@@ -377,10 +378,12 @@ def pack(rows: Sequence[Row], plan_of: Callable[[Layout, Batch], Any]) -> Batch:
     counts = {"rows": len(rows), "tokens": layout.size}
     for name, one in picked.items():
         counts |= {f"picked:{name}": len(one), f"ordinary:{name}": int((clean[one.role].special_N < 0).sum())}
+    labels = {name: torch.stack([row.labels[name] for row in rows]) for name in rows[0].labels}
+    counts |= {f"labelled:{name}": int((one_B >= 0).sum()) for name, one_B in labels.items() if one_B.ndim == 1}
     batch = Batch(
         clean=clean, seen=seen, picked=picked, layout=layout, plan=None, counts=counts,
         replaced={role: torch.cat([row.replaced[role] for row in rows]) for role in roles},
-        labels={name: torch.stack([row.labels[name] for row in rows]) for name in rows[0].labels},
+        labels=labels,
         keys=[row.key for row in rows], order_B=torch.tensor(order),
     )  # fmt: skip
     return replace(batch, plan=plan_of(layout, batch))

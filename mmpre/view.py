@@ -10,6 +10,7 @@ from mmpre.attention_by_tokens import PerRow
 from mmpre.data.contract import check_tokens
 from mmpre.data.sample import Sample
 from mmpre.draw import Draw, Draws
+from mmpre.labels import NONE, Label
 from mmpre.masking.protocol import Borrower, Corrupted, Corruption, Mask, SampleMask, untouched
 from mmpre.modality import Reader
 from mmpre.tokens import Picked, Row, Tokens, check_alike
@@ -19,11 +20,13 @@ from mmpre.tokens import Picked, Row, Tokens, check_alike
 class OtherSample:
     """Take a role's tokens from another sample for a share of the rows, chosen by the data order (never a neighbour).
 
-    The other sample must differ in what the role's reader reads; after `tries` equal ones the row stays as it is.
+    The other sample must differ in what the role's reader reads, or in what that of the role `differs_in` reads: a text
+    of another picture, not another text of the same. After `tries` equal ones the row stays as it is.
     Sets the row's label `label` to 1 where the roles belong together and to 0 where they do not.
     """
 
     share: float
+    differs_in: str | None = None
     label: str = "matched"
     tries: int = 8
 
@@ -50,6 +53,7 @@ class View:
 
     `corruption` serves every pick of this view, or each pick by name. A pick without one stays visible.
     `readers` read some roles in this view in place of the objective's own, such as with another augmentation.
+    `labels` gives rows a number of their sample's, such as an answer; a row with a role of another sample has none.
     `cuts` add fields to a role's tokens once they are read, such as units that are picked together (masking/units.py).
     `roles` limits the view to some of the objective's roles; None means all of them.
     """
@@ -59,6 +63,7 @@ class View:
     picks: Mapping[str, Mask | SampleMask] = field(default_factory=dict)
     corruption: Corruption | Mapping[str, Corruption] | None = None
     donors: Mapping[str, OtherSample] = field(default_factory=dict)
+    labels: Mapping[str, Label] = field(default_factory=dict)
     attend: Attend = field(default_factory=Full)
     roles: tuple[str, ...] | None = None
 
@@ -79,10 +84,13 @@ class View:
                 continue
             source = sample
             if role in self.donors:
-                source, matched = self._source(role, reader, sample, draw, donor)
+                source, matched = self._source(role, readers, sample, draw, donor)
                 labels[self.donors[role].label] = torch.tensor(matched)
             sources[role] = source
             clean[role] = self._read(role, reader, source, draw.child("tokenize", role))
+        whole = all(source is sample for source in sources.values())
+        for name, label in self.labels.items():
+            labels[name] = torch.tensor(label(sample, draw.child("label", name)) if whole else NONE)
 
         def lend(role: str) -> Callable[[], Tokens]:
             named = f"lent {role}"
@@ -96,15 +104,17 @@ class View:
         return self.cuts[role](tokens, draw.child("cut")) if role in self.cuts else tokens
 
     def _source(
-        self, role: str, reader: Reader, sample: Sample, draw: Draw, donor: Callable[[str, int], Sample]
-    ) -> tuple[Sample, int]:
+        self, role: str, readers: Mapping[str, Reader], sample: Sample, draw: Draw,
+        donor: Callable[[str, int], Sample],
+    ) -> tuple[Sample, int]:  # fmt: skip
         wish = self.donors[role]
         if draw.uniform("donor", role) >= wish.share:
             return sample, 1
-        own = [sample.members.get(suffix) for suffix in reader.suffixes]
+        suffixes = readers[wish.differs_in or role].suffixes
+        own = [sample.members.get(suffix) for suffix in suffixes]
         for k in range(wish.tries):
             other = donor(role, k)
-            if [other.members.get(suffix) for suffix in reader.suffixes] != own:
+            if [other.members.get(suffix) for suffix in suffixes] != own:
                 return other, 0
         return sample, 1
 

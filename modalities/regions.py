@@ -1,10 +1,12 @@
-"""Regions of a picture that a detector has found: features, boxes and soft class labels.
+"""Regions of a picture that a detector has found: features, boxes, soft class labels, and labels with a confidence.
 
-Source: UNITER, Chen et al. 2019, arXiv:1909.11740; names and numbers as in the authors' code where the paper is silent.
+Source: UNITER, Chen et al. 2019, arXiv:1909.11740, and LXMERT, Tan & Bansal 2019, arXiv:1908.07490 (`BoxedRegions`);
+names and numbers as in the authors' code where a paper is silent.
 """
 # N tokens of the packed batch, R regions of one picture, E values of a region's feature, C classes, D model width
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import safetensors.torch
 import torch
@@ -27,13 +29,16 @@ class RegionReader:
 
     A box is x1, y1, x2, y2, width, height, area, each as a share of the picture's. Soft labels sum to 1, class 0 is
     the background. The first `max_regions` are taken (detectors write the surest first). A picture whose tensors break
-    this raises BadMember. Fields: features (as stored), box, soft; there are no special tokens.
+    this raises BadMember. `labels` names further tensors, such as {"object": 1600}: NAME [R], whole numbers below the
+    one given, and NAME_confidence [R], how sure the detector was, 0 to 1.
+    Fields: features (as stored), box, soft, NAME, NAME_confidence; there are no special tokens.
     """
 
     features: int
     classes: int | None = None
     suffixes: tuple[str, ...] = ("regions.safetensors",)
     max_regions: int = 100
+    labels: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         wrong = {"features": self.features < 1, "max_regions": self.max_regions < 1}
@@ -56,6 +61,9 @@ class RegionReader:
         if self.classes:
             fields["soft"] = taken["soft"].float()
             _check_soft(fields["soft"], member)
+        for name, count in self.labels.items():
+            label_R, sure_R = _labels(tensors, name, count, member)
+            fields |= {name: label_R[: self.max_regions], f"{name}_confidence": sure_R[: self.max_regions]}
         return Tokens.of_row(torch.full((len(fields["box"]),), -1), **fields)
 
     def made(self) -> dict[str, bytes]:
@@ -64,6 +72,9 @@ class RegionReader:
         tensors = {"features": torch.zeros(self.max_regions, self.features), "boxes": box_R7}
         if self.classes:
             tensors["soft"] = torch.full((self.max_regions, self.classes), 1 / self.classes)
+        for name in self.labels:
+            tensors[name] = torch.zeros(self.max_regions, dtype=torch.int64)
+            tensors[f"{name}_confidence"] = torch.ones(self.max_regions)
         return {self.suffixes[0]: safetensors.torch.save(tensors)}
 
     def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
@@ -113,6 +124,26 @@ def _check_boxes(boxes_R7: Float[Tensor, "R 7"], member: str) -> None:
         raise BadMember("boxes out of range", member, detail)
     if (boxes_R7[:, 2:4] < boxes_R7[:, :2]).any():
         raise BadMember("boxes out of range", member, "a box ends before it begins; the order is x1, y1, x2, y2")
+
+
+def _labels(tensors: dict[str, Tensor], name: str, count: int, member: str) -> tuple[Tensor, Tensor]:
+    """A label and how sure it is, for each region."""
+    sure = f"{name}_confidence"
+    for one in (name, sure):
+        if one not in tensors:
+            raise BadMember("regions incomplete", member, f"no tensor {one!r} in it, only {sorted(tensors)[:8]}")
+        if tuple(tensors[one].shape) != (len(tensors["features"]),):
+            detail = f"{one} must be [regions], as many as features, got {list(tensors[one].shape)}"
+            raise BadMember("regions of another shape", member, detail)
+    label_R, sure_R = tensors[name], tensors[sure].float()
+    if label_R.is_floating_point() or label_R.is_complex() or not 0 <= int(label_R.min()) <= int(label_R.max()) < count:
+        got = f"{label_R.dtype}, {label_R.min()} to {label_R.max()}"
+        detail = f"{name} must hold whole numbers from 0 to {count - 1}, got {got}"
+        raise BadMember("labels out of range", member, detail)
+    if not ((sure_R >= 0) & (sure_R <= 1 + SLACK)).all():  # NaN is not
+        detail = f"{sure} must be 0 to 1, got {sure_R.min():.3g} to {sure_R.max():.3g}"
+        raise BadMember("labels out of range", member, detail)
+    return label_R.long(), sure_R
 
 
 def _check_soft(soft_RC: Float[Tensor, "R C"], member: str) -> None:
@@ -168,3 +199,31 @@ class Regions(nn.Module):
         what_ND = self.project_norm(self.project(shown_NE))
         where_ND = self.place_norm(self.place(tokens["box"]))
         return self.dropout(self.norm(what_ND + where_ND + self.types.weight[1]))
+
+
+class BoxedRegions(nn.Module):
+    """Dropout((LN(W_f f) + LN(W_b b)) / 2), b the first four numbers of a box; a replaced region's f is zero.
+
+    There is no type, no norm around both and no mask vector: a region whose feature was set to zero, or to another's,
+    by a corruption is read as it stands (LXMERT).
+    """
+
+    def __init__(self, reader: RegionReader, *, width: int, dropout: float = 0.1, eps: float = 1e-12) -> None:
+        super().__init__()
+        self.reader = reader
+        self.project = nn.Linear(reader.features, width)
+        self.project_norm = nn.LayerNorm(width, eps=eps)
+        self.place = nn.Linear(4, width)
+        self.place_norm = nn.LayerNorm(width, eps=eps)
+        self.dropout = Dropout(dropout)
+        for layer in (self.project, self.place):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def features(self, tokens: Tokens) -> Float[Tensor, "N E"]:
+        return tokens["features"].to(self.project.weight.dtype)
+
+    def embed(self, f_NE: Float[Tensor, "N E"], tokens: Tokens, replaced_N: Bool[Tensor, "N"]) -> Float[Tensor, "N D"]:
+        what_ND = self.project_norm(self.project(f_NE.masked_fill(replaced_N[:, None], 0)))
+        where_ND = self.place_norm(self.place(tokens["box"][:, :4].to(what_ND.dtype)))
+        return self.dropout((what_ND + where_ND) / 2)

@@ -22,6 +22,7 @@ from mmpre.data.sample import BadMember, Sample
 from mmpre.data.vocabulary import open_vocabulary
 from mmpre.draw import Draw
 from mmpre.dropout import Dropout
+from mmpre.labels import NONE, Label
 from mmpre.lookup import vector
 from mmpre.masking.corrupt import BertReplace
 from mmpre.masking.units import first_of_unit
@@ -219,6 +220,53 @@ class ErasedText:
         if len(before_W) < most:
             tokens.special_N[1 + len(before_W)] = ERASED
         return tokens
+
+    def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
+        return self.reader.show(tokens, hidden_N, sample)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Reads, for a share of the rows, another text of the sample where it has one: a question in place of a caption.
+
+    Which rows these are is drawn once a row, so `answer`, as a label of the same view, is that of the question read:
+    `View(readers={"text": questions}, labels={"answer": questions.answer})`. `reader` reads captions.
+    """
+
+    reader: TextReader
+    label: Label
+    share: float
+    suffixes_asked: tuple[str, ...] = ("question.txt",)
+
+    def __post_init__(self) -> None:
+        if self.reader.windowed or not 0 <= self.share <= 1:
+            raise ValueError(
+                "Questions: wanted a reader that is not windowed and a share from 0 to 1, got windowed="
+                f"{self.reader.windowed} and a share of {self.share}; a third is 0.33"
+            )
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        return (*self.reader.suffixes, *self.suffixes_asked)
+
+    def made(self) -> dict[str, bytes]:
+        return self.reader.made()
+
+    def tokenize(self, sample: Sample, draw: Draw) -> Tokens:
+        if not self.asks(sample, draw):
+            return self.reader.tokenize(sample, draw)
+        most = self.reader.max_length - 2
+        ids_W, word_W = self.reader.vocabulary.cut(sample.text(self.suffixes_asked))
+        return self.reader.row(ids_W[:most], word_W[:most])
+
+    def asks(self, sample: Sample, draw: Draw) -> bool:
+        """Whether a row of the sample shows its question."""
+        there = any(suffix in sample.members for suffix in self.suffixes_asked)
+        return there and draw.whole().uniform("question") < self.share
+
+    def answer(self, sample: Sample, draw: Draw) -> int:
+        """The answer's number where the row shows a question that has one."""
+        return self.label(sample, draw) if self.asks(sample, draw) else NONE
 
     def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
         return self.reader.show(tokens, hidden_N, sample)

@@ -45,7 +45,7 @@ def test_cases_name_recipes_and_scales_that_exist_and_base_is_the_default(monkey
     monkeypatch.setattr("mmpre.recipes.benchmarks.step.take_turns", lambda *arguments: {"mmpre": []})
     titles = [
         "bert base, 4 rows", "two_stage base, 16 rows", "two_stage base, stage 2, 4 rows", "uniter base, 4 rows",
-        "mosaicbert base, 4 rows", "electra base, 4 rows",
+        "lxmert base, 4 rows", "mosaicbert base, 4 rows", "electra base, 4 rows",
         "mirror_bert base, 16 rows", "babylm2 base, 16 rows", "violet base, 4 rows", "graphcodebert base, 4 rows",
         "mae base, 16 rows",
         "w2v_bert base, 2 rows",

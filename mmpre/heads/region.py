@@ -40,11 +40,11 @@ class RegionFeature(nn.Module):
 
 
 class ClassScores(nn.Module):
-    """Transform, then a score for each class. RegionClass and RegionClassKL may share one."""
+    """Transform, then a score for each class. Heads may share one, or its `transform`."""
 
-    def __init__(self, width: int, classes: int, *, eps: float = 1e-12) -> None:
+    def __init__(self, width: int, classes: int, *, eps: float = 1e-12, transform: nn.Module | None = None) -> None:
         super().__init__()
-        self.transform = Transform(width, eps=eps)
+        self.transform = Transform(width, eps=eps) if transform is None else transform
         self.classify = nn.Linear(width, classes)
         nn.init.normal_(self.classify.weight, std=0.02)
         nn.init.zeros_(self.classify.bias)

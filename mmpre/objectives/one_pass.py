@@ -2,6 +2,7 @@
 # N places of the packed batch, M places asked for, B rows, D model width
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -13,6 +14,7 @@ from mmpre.draw import Draw
 from mmpre.heads.guess import Guess, Guesses
 from mmpre.heads.matching import Matching
 from mmpre.heads.protocol import Head
+from mmpre.labels import NONE
 from mmpre.modality import Reader
 from mmpre.network import Network
 from mmpre.objectives.loss import Loss, Term
@@ -102,14 +104,19 @@ class OnePass(nn.Module):
 class Predict(nn.Module):
     """Predict what the tokens of a pick were, from the states at their places (masked prediction).
 
-    The term is called `name`, by default like the pick, and divided by the number of picked tokens. With `before`, a
+    The term is called `name`, by default like the pick, and divided by the number of picked tokens, or by the count
+    `per`, such as that of all tokens which the pick chose from ("ordinary:NAME"). With `before`, a
     token is predicted from the state that many places before its own, as a causal model does: GPT-BERT (arXiv:
     2410.24159) predicts masked tokens so too. No token may be picked that has none so far before it in its row.
     """
 
-    def __init__(self, pick: str, head: Head, *, name: str | None = None, weight: float = 1.0, before: int = 0) -> None:
+    def __init__(
+        self, pick: str, head: Head, *, name: str | None = None, weight: float = 1.0, before: int = 0,
+        per: str | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.pick, self.name, self.weight, self.before = pick, name or pick, weight, before
+        self.per = per or f"picked:{pick}"
         self.head = head
 
     def places(self, batch: Batch) -> Int[Tensor, "M"]:
@@ -119,30 +126,102 @@ class Predict(nn.Module):
         return batch.layout.at(picked.role, picked.seen_M) - self.before
 
     def read(self, state_MD: Float[Tensor, "M D"], batch: Batch, draw: Draw) -> Loss:
-        picked, per = batch.picked[self.pick], f"picked:{self.pick}"
+        picked = batch.picked[self.pick]
         loss_M, also = self.head.measured(state_MD, batch.clean[picked.role], picked.clean_M)
-        metrics = {f"{self.name}_{name}": (value_M.sum(), per) for name, value_M in also.items()}
-        return Loss([Term(self.name, loss_M.float().sum(), per, self.weight)], metrics)
+        metrics = {f"{self.name}_{name}": (value_M.sum(), f"picked:{self.pick}") for name, value_M in also.items()}
+        return Loss([Term(self.name, loss_M.float().sum(), self.per, self.weight)], metrics)
+
+
+@dataclass(frozen=True)
+class Means:
+    """Pools a row by the mean state of each role, one after the other: of roles that have not read each other."""
+
+    roles: tuple[str, ...]
+
+    def places(self, batch: Batch) -> None:
+        return None
+
+    def pooled(self, state_ND: Float[Tensor, "N D"], batch: Batch) -> Float[Tensor, "B E"]:
+        layout, found = batch.layout, []
+        for role in self.roles:
+            row_n = layout.row_N.index_select(0, layout.index[role])
+            sum_BD = state_ND.new_zeros(len(layout), state_ND.shape[1])
+            sum_BD = sum_BD.index_add(0, row_n, state_ND.index_select(0, layout.index[role]))
+            count_B1 = layout.lengths[role].clamp(min=1)[:, None].to(state_ND.device, non_blocking=True)
+            found.append(sum_BD / count_B1)
+        return torch.cat(found, dim=1)
+
+
+@dataclass(frozen=True)
+class FirstToken:
+    """Pools a row by the state of a role's first token, such as [CLS]."""
+
+    role: str
+
+    def places(self, batch: Batch) -> Int[Tensor, "B"]:
+        return batch.layout.first(self.role)
+
+    def pooled(self, state_BD: Float[Tensor, "B D"], batch: Batch) -> Float[Tensor, "B D"]:
+        return state_BD
+
+
+def _pool(how: str | Means) -> FirstToken | Means:
+    return FirstToken(how) if isinstance(how, str) else how
 
 
 class Match(nn.Module):
-    """Tell rows whose roles belong together from those with a role of another sample, by a role's first token."""
+    """Tell rows whose roles belong together from those with a role of another sample, by a role's first token.
+
+    `pool` names the role; it may also be `Means`.
+    """
 
     def __init__(
-        self, pool: str, head: Matching, *, label: str = "matched", name: str = "itm", weight: float = 1.0
+        self, pool: str | Means, head: Matching, *, label: str = "matched", name: str = "itm", weight: float = 1.0
     ) -> None:
         super().__init__()
-        self.pool, self.label, self.name, self.weight = pool, label, name, weight
+        self.pool, self.label, self.name, self.weight = _pool(pool), label, name, weight
         self.head = head
 
-    def places(self, batch: Batch) -> Int[Tensor, "B"]:
-        return batch.layout.first(self.pool)
+    def places(self, batch: Batch) -> Int[Tensor, "B"] | None:
+        return self.pool.places(batch)
 
-    def read(self, state_MD: Float[Tensor, "B D"], batch: Batch, draw: Draw) -> Loss:
-        scores_B2, label_B = self.head(state_MD).float(), _labels(self, batch)
+    def scores(self, state_MD: Float[Tensor, "M D"], batch: Batch) -> Float[Tensor, "B 2"]:
+        return self.head(self.pool.pooled(state_MD, batch))
+
+    def read(self, state_MD: Float[Tensor, "M D"], batch: Batch, draw: Draw) -> Loss:
+        scores_B2, label_B = self.scores(state_MD, batch).float(), _labels(self, batch)
         right = (scores_B2.detach().argmax(1) == label_B).sum()
         loss = F.cross_entropy(scores_B2, label_B, reduction="sum")
         return Loss([Term(self.name, loss, "rows", self.weight)], {f"{self.name}_accuracy": (right, "rows")})
+
+
+class Classify(nn.Module):
+    """Predict a label that some rows have (`View.labels`), from the state of a role's first token, or by `Means`.
+
+    The loss is a cross-entropy over the scores of `head`, divided by the number of rows that have one.
+    """
+
+    def __init__(
+        self, pool: str | Means, head: nn.Module, *, label: str, name: str | None = None, weight: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.pool, self.label, self.name, self.weight = _pool(pool), label, name or label, weight
+        self.head = head
+
+    def places(self, batch: Batch) -> Int[Tensor, "B"] | None:
+        return self.pool.places(batch)
+
+    def read(self, state_MD: Float[Tensor, "M D"], batch: Batch, draw: Draw) -> Loss:
+        if self.label not in batch.labels:
+            raise KeyError(
+                f"Classify: no label {self.label!r} in the batch, only {sorted(batch.labels)}; the task's view needs "
+                f"labels={{{self.label!r}: ...}}"
+            )
+        scores_BA = self.head(self.pool.pooled(state_MD, batch)).float()
+        label_B, per = batch.labels[self.label], f"labelled:{self.label}"
+        loss = F.cross_entropy(scores_BA, label_B, ignore_index=NONE, reduction="sum")
+        right = (scores_BA.detach().argmax(1) == label_B).sum()
+        return Loss([Term(self.name, loss, per, self.weight)], {f"{self.name}_accuracy": (right, per)})
 
 
 class Align(nn.Module):

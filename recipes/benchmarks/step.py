@@ -69,6 +69,8 @@ CASES = [
     # Chen et al. 2019, section 3.1: 86M and 303M, which is without the tables of words and positions
     Case("uniter", "base", 28_996, stated=86, counts="image encoder"),
     Case("uniter", "large", 28_996, rows=2, stated=303, counts="image encoder"),
+    # Tan & Bansal 2019, the authors' code: 207.9M without heads, of which a pooler (0.6M) is counted with ours
+    Case("lxmert", "base", 30_522, stated=207.9, counts="modalities encoder"),
     # Portes et al. 2023, section 3: 137M
     Case("mosaicbert", "base", 30_522, stated=137, counts="modalities encoder"),
     # Clark et al. 2020, table 1 of the appendix: 110M and 335M, which is the discriminator
@@ -205,6 +207,9 @@ def regions(reader: RegionReader, number: int) -> bytes:
     }
     if reader.classes:
         tensors["soft"] = torch.randn(reader.max_regions, reader.classes, generator=g).softmax(1)
+    for name, count in reader.labels.items():
+        tensors[name] = torch.randint(count, (reader.max_regions,), generator=g)
+        tensors[f"{name}_confidence"] = torch.rand(reader.max_regions, generator=g)
     return safetensors.torch.save(tensors)
 
 
