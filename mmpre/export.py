@@ -121,8 +121,10 @@ def same_tensors(recipe: Recipe, folder: Path) -> tuple[Check, list[str]]:
     """
     net, source = recipe.network, Source(folder)
     foreign = find_family(source)[1].translate(source)
-    (modality,), module = net.modalities.values(), recipe.module()
-    parts = [(net.encoder, foreign.encoder), (modality, foreign.modality)]
+    module = recipe.module()
+    by_role = {foreign.role: foreign.modality, **foreign.others} if len(net.modalities) > 1 else None
+    modalities = [(one, foreign.modality if by_role is None else by_role[role]) for role, one in net.modalities.items()]
+    parts = [(net.encoder, foreign.encoder), *modalities]
     parts += [(head, some) for kind, some in foreign.heads.items() for head in heads_of(module, net, kind)]
     worst, left = 0.0, []
     for ours, theirs in parts:
@@ -131,7 +133,7 @@ def same_tensors(recipe: Recipe, folder: Path) -> tuple[Check, list[str]]:
                 worst = max(worst, _apart(parameter, theirs[name], in_table=name in foreign.tables))
             elif ours is net.encoder:
                 raise ExportError(f"export: the encoder's {name} has no place in the folder")
-            elif ours is modality:
+            elif any(ours is one for one, _ in modalities):
                 left.append(name)
     return Check("tensors", worst, 0.0), left
 

@@ -26,6 +26,9 @@ from mmpre.strict_json import read as read_json
 SHOWN = 8  # names in a message at most
 
 
+HeadKind = type | tuple[type, str]  # a class of heads, or those of them whose `field` is this one
+
+
 class ImportedError(ValueError):
     """Weights that cannot be imported, or do not fit."""
 
@@ -34,16 +37,17 @@ class ImportedError(ValueError):
 class Foreign:
     """A model's tensors by our names.
 
-    `modality` holds those of the modality in the role `role`, `encoder` those of the encoder, `heads` those of every
-    head (or objective) of a class. Of `tables` ours may be the first rows: positions, words of a padded vocabulary.
-    `sees` says of each layer what its attention does that no tensor tells, in the words of `sees_of`, where the family
-    has layers that differ so.
+    `modality` holds those of the modality in the role `role`, `others` those of further ones by role, `encoder` those
+    of the encoder, `heads` those of every head (or objective) of a class, or of a class and a field. Of `tables` ours
+    may be the first rows: positions, words of a padded vocabulary. `sees` says of each layer what its attention does
+    that no tensor tells, in the words of `sees_of`, where the family has layers that differ so.
     """
 
     role: str
     modality: Mapping[str, Tensor]
     encoder: Mapping[str, Tensor]
-    heads: Mapping[type, Mapping[str, Tensor]] = field(default_factory=dict)
+    others: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    heads: Mapping[HeadKind, Mapping[str, Tensor]] = field(default_factory=dict)
     tables: frozenset[str] = frozenset()
     attention_heads: int
     eps: float
@@ -141,7 +145,13 @@ def fill(module: nn.Module, folder: Path, into: str = "network", role: str | Non
             f"import: {folder} ({name}) is for the role {role!r}, the recipe's network has "
             f"{', '.join(net.modalities)}; name the one that it is for (--role)"
         )
+    if lacking := sorted(foreign.others.keys() - net.modalities.keys()):
+        raise ImportedError(
+            f"import: {folder} ({name}) has parts for the roles {', '.join(lacking)}, which the recipe's network has "
+            f"not; it has {', '.join(net.modalities)}"
+        )
     places = [(net.modalities[role], foreign.modality), (net.encoder, foreign.encoder)]
+    places += [(net.modalities[other], some) for other, some in foreign.others.items()]
     places += [(one, some) for kind, some in foreign.heads.items() for one in heads_of(module, net, kind)]
     prefixes = {id(inner): label for label, inner in module.named_modules()}
     problems, notes = _differences(net, foreign)
@@ -187,10 +197,11 @@ def find_family(source: Source) -> tuple[str, ModuleType]:
     )
 
 
-def heads_of(module: nn.Module, net: Network, kind: type) -> list[nn.Module]:
-    """The modules of a class, but not those that are tied to the tables of another network."""
+def heads_of(module: nn.Module, net: Network, kind: HeadKind) -> list[nn.Module]:
+    """The modules of a class (with a field), but not those that are tied to the tables of another network."""
     own = {id(parameter) for parameter in net.parameters()}
-    found = [one for one in module.modules() if type(one) is kind]
+    kind, named = kind if isinstance(kind, tuple) else (kind, None)
+    found = [one for one in module.modules() if type(one) is kind and named in (None, getattr(one, "field", None))]
     return [one for one in found if not hasattr(one, "table") or id(one.table.weight) in own]
 
 
