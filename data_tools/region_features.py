@@ -61,14 +61,14 @@ def build(out: Path, *, classes: Sequence[str], concepts: Sequence[str]) -> Path
     if not splits or splits[0].name != "train":
         raise ValueError(f"region features: wanted the folder of a built data set with train/*.tar, got {out}")
     net, scale, look_alikes = load_network(), None, None
-    number = {key: i for i, key in enumerate(concepts)}
+    objects = {key: i for i, key in enumerate(concepts)}
     for split in splits:
         shards = open_shards(split)
         pictures = read_pictures(net, shards, split.name)
         scale = scale or Scale.fit(pictures)
         pictures = [replace(picture, features_RE=scale(picture.features_RE)) for picture in pictures]
         look_alikes = look_alikes or LookAlikes.fit(pictures, len(classes))
-        write_sidecar(out / "regions" / split.name, shards, pictures, look_alikes, number)
+        write_sidecar(out / "regions" / split.name, shards, pictures, look_alikes, objects)
     safetensors.torch.save_file({"mean": scale.mean_E, "std": scale.std_E}, out / "regions" / "scale.safetensors")
     return out / "regions"
 
@@ -171,7 +171,7 @@ def _kinds(weights: Mapping[str, Tensor]) -> list[tuple[str, torch.Size]]:
 
 
 def write_sidecar(
-    folder: Path, shards: Shards, pictures: Sequence[Picture], look_alikes: LookAlikes, number: Mapping[str, int]
+    folder: Path, shards: Shards, pictures: Sequence[Picture], look_alikes: LookAlikes, objects: Mapping[str, int]
 ) -> None:  # fmt: skip
     """Write a sidecar: shards of the same names and keys, and in `sidecar.json` which ones they were made of."""
     for index, first in zip(shards.indexes, shards.before, strict=False):
@@ -179,7 +179,7 @@ def write_sidecar(
         with shard_writer(folder, prefix=prefix, start=int(number), maxcount=len(index)) as sink:
             for picture in pictures[first : first + len(index)]:
                 soft_RC = look_alikes.soft(picture.features_RE, picture.labels_R)
-                object_R = torch.tensor([number[key] for key in picture.concepts])
+                object_R = torch.tensor([objects[key] for key in picture.concepts])
                 sure_R = soft_RC.gather(1, picture.labels_R[:, None])[:, 0]
                 tensors = {
                     "features": picture.features_RE, "boxes": picture.boxes_R7, "soft": soft_RC, "object": object_R,

@@ -1,4 +1,4 @@
-"""LXMERT against transformers' LxmertForPreTraining in states, losses and gradients; what it hides, and that it learns."""
+"""LXMERT against transformers' LxmertForPreTraining: states, losses, gradients; what it hides, and that it learns."""
 
 import json
 from dataclasses import replace
@@ -100,7 +100,8 @@ def objective_of(recipe):
 def losses(recipe, batch):
     """Each term, divided and weighed."""
     return {
-        term.name: term.weight * term.sum / batch.counts[term.per] for term in objective_of(recipe)(batch, DRAW).terms
+        term.name: term.weight * term.sum / max(1, batch.counts[term.per])
+        for term in objective_of(recipe)(batch, DRAW).terms
     }
 
 
@@ -160,8 +161,8 @@ def test_states_of_rows_of_any_size_equal_those_of_transformers(tokenizer, tmp_p
 
 def test_all_losses_and_gradients_equal_those_of_transformers(tokenizer, tmp_path):
     theirs = the_model()
-    recipe = imported(tokenizer, theirs, tmp_path / "theirs", ask=0.8)
-    batch = batch_of(recipe, some_pictures(16, regions=6))  # of theirs, padded regions would count
+    recipe = imported(tokenizer, theirs, tmp_path / "theirs", ask=0.99)
+    batch = batch_of(recipe, some_pictures(24, regions=6))  # of theirs, padded regions would count
     given, _, _ = as_theirs(batch)
     picked, image = batch.picked["word"], batch.clean["image"]
     labels_N = torch.full((len(batch.clean["text"]),), -100)
@@ -177,7 +178,7 @@ def test_all_losses_and_gradients_equal_those_of_transformers(tokenizer, tmp_pat
 
     def visual(*wanted):
         return {
-            names[one]: (label.view(16, 6, *label.shape[1:]), (weight * (one in wanted)).view(16, 6))
+            names[one]: (label.view(24, 6, *label.shape[1:]), (weight * (one in wanted)).view(24, 6))
             for one, (label, weight) in told.items()
         }
 
@@ -296,7 +297,7 @@ def test_it_hides_as_the_paper_says_and_never_boxes(tokenizer):
     assert torch.equal(clean["box"], seen["box"]) and torch.equal(clean["object"], seen["object"])
     same_N = (clean["features"] == seen["features"]).all(1)
     zero_N = (seen["features"] == 0).all(1)
-    assert same_N.logical_not().nonzero().squeeze(1).isin(picked).all()
+    assert torch.isin((~same_N).nonzero().squeeze(1), picked).all()
     assert zero_N[picked].float().mean() == pytest.approx(0.8, abs=0.01)
     assert same_N[picked].float().mean() == pytest.approx(0.1, abs=0.01)
     random_M = picked[~zero_N[picked] & ~same_N[picked]]
@@ -308,7 +309,7 @@ def test_it_hides_as_the_paper_says_and_never_boxes(tokenizer):
     words, hidden = batch.clean["text"], batch.picked["word"].clean_M
     assert len(hidden) / int((words.special_N < 0).sum()) == pytest.approx(0.15, abs=0.01)
     assert batch.replaced["text"][hidden].float().mean() == pytest.approx(0.8, abs=0.02)
-    assert any(not len(p) for p in hidden.split([0, len(hidden)])) and not batch.replaced["image"].any()
+    assert not batch.replaced["image"].any(), "the modality reads what stands there"
 
 
 def test_what_hidden_regions_and_words_were_changes_no_state(tokenizer):
@@ -434,8 +435,8 @@ def test_every_parameter_gets_a_gradient(tokenizer):
 @pytest.mark.parametrize("cross", [2, 0])
 def test_all_five_losses_fall(tokenizer, cross):
     torch.manual_seed(0)
-    recipe = lxmert(tokenizer=tokenizer, **SMALL | dict(ask=0.5, cross=cross, lr=3e-3, steps=120, warmup=5))
-    stage, samples = recipe.stages[0], some_pictures(12)
+    recipe = lxmert(tokenizer=tokenizer, **SMALL | dict(ask=0.9, cross=cross, lr=3e-3, steps=120, warmup=5))
+    stage, samples = recipe.stages[0], some_pictures(16)
     optimizer = stage.optimizer.build(recipe.module().named_parameters())
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.01}
     course = {}
@@ -500,5 +501,5 @@ def test_labels_of_regions_that_cannot_be_are_told():
 
 def test_questions_of_a_share_that_cannot_be_are_refused(tokenizer):
     reader = small(tokenizer).network.readers["text"]
-    with pytest.raises(ValueError, match="a share from 0 to 1, got windowed=False and a share of 33; a third is 0.33"):
+    with pytest.raises(ValueError, match=r"got windowed=False and a share of 33; a third is 0\.33"):
         Questions(reader, Numbered(count=2, suffixes=("answer.json",)), share=33)
