@@ -18,7 +18,7 @@ from torch import nn
 from mmpre.data.sample import Sample
 from mmpre.draw import Draw
 from mmpre.masking.protocol import untouched
-from mmpre.recipes.uniter import scales, uniter
+from mmpre.recipes.uniter import claim, scales, uniter
 from mmpre.view import View
 
 DRAW = Draw.micro_batch(0, 0, 0, 0)
@@ -153,6 +153,17 @@ def test_joint_masking_hides_both_sides_but_keeps_one_loss_a_step(tokenizer):
         assert batch.replaced["text"].any() and batch.replaced["image"].any()
         loss = task(joint, name).objective(batch, DRAW)
         assert [term.name for term in loss.terms] == [name]
+
+
+def test_its_claim_compares_both_maskings_on_rows_that_hide_one_side(tokenizer, recipe):
+    (other,) = claim.against.values()
+    joint = uniter(tokenizer=tokenizer, **SMALL | other.numbers)
+    for name, whole in (("mlm", "image"), ("mrfr", "text"), ("mrckl", "text")):
+        held_out = [task(one, name).held_out for one in (recipe, joint)]
+        batches = [some_batch(view, recipe.network.readers, SAMPLES) for view in held_out]
+        assert not any(batch.replaced[whole].any() for batch in batches)
+        (picked,), (same,) = (batch.picked.values() for batch in batches)
+        assert torch.equal(picked.clean_M, same.clean_M)
 
 
 def test_a_hidden_regions_feature_and_label_change_no_state_and_no_other_target(recipe):
