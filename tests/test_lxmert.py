@@ -454,8 +454,11 @@ def test_all_five_losses_fall(tokenizer, cross):
 
 
 def test_its_step_can_be_planned_and_its_scales_name_numbers_that_it_takes(tokenizer):
-    told = plan("lxmert", tokenizer=tokenizer, **SMALL)
-    assert told["stages"][0]["flops"] > 0
+    flops = [
+        plan("lxmert", tokenizer=tokenizer, **SMALL | some)["stages"][0]["flops"]
+        for some in ({}, {"cross": 0, "language": 4, "relations": 3}, {"vision": "none"})
+    ]
+    assert flops[0] > flops[1] > 0.5 * flops[0] and flops[0] > flops[2]
     for numbers in scales.values():
         with torch.device("meta"):
             recipe = lxmert(tokenizer=tokenizer, **numbers)
