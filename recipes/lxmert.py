@@ -20,7 +20,7 @@ Run      mmpre train lxmert --scale tiny --data collages/train --sidecar collage
 
 from typing import Literal
 
-from mmpre.claims import Against, Claim
+from mmpre.claims import Against, Claim, Measure
 from mmpre.encoder import two_stream_encoder
 from mmpre.evaluation.reading import Reading
 from mmpre.evaluation.retrieval import PairRetrieval
@@ -139,11 +139,12 @@ scales = {
     "base": {},
 }  # fmt: skip
 
+better = (Measure("mean rank", less=True), Measure("lxmert: itm_accuracy"), Measure("lxmert: qa_accuracy"))
 claim = Claim(
-    says="learning what hidden regions show helps to match, and so do layers that read across",
+    says="learning what regions show helps to match and to answer, and so do layers that read across",
     against={
-        "no vision task": Against(numbers={"vision": "none"}, measure="mean rank", less=True),
-        "late fusion": Against(numbers={"language": 4, "relations": 3, "cross": 0}, measure="mean rank", less=True),
+        "no vision task": Against(numbers={"vision": "none"}, measure=better),
+        "late fusion": Against(numbers={"language": 4, "relations": 3, "cross": 0}, measure=better),
     },
     quick=dict(steps=600, warmup=60),
 )
