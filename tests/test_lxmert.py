@@ -12,13 +12,17 @@ from torch import nn
 
 from mmpre.data.sample import BadMember, Sample
 from mmpre.draw import Draw
-from mmpre.imports import fill
+from mmpre.encoder import two_stream_encoder
+from mmpre.heads.answers import Answers
+from mmpre.imports import ImportedError, fill
 from mmpre.key_table import to_ours, under
 from mmpre.labels import Numbered
 from mmpre.modalities.regions import RegionReader
 from mmpre.modalities.text import Questions
+from mmpre.objectives.one_pass import Classify, OnePass
 from mmpre.optim import set_learning_rate
 from mmpre.plan import plan
+from mmpre.recipes.bert import bert
 from mmpre.recipes.imports import lxmert as family
 from mmpre.recipes.lxmert import lxmert, scales
 from mmpre.view import OtherSample, View
@@ -506,3 +510,16 @@ def test_questions_of_a_share_that_cannot_be_are_refused(tokenizer):
     reader = small(tokenizer).network.readers["text"]
     with pytest.raises(ValueError, match=r"got windowed=False and a share of 33; a third is 0\.33"):
         Questions(reader, Numbered(count=2, suffixes=("answer.json",)), share=33)
+
+
+def test_what_cannot_be_built_or_read_is_told(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=r"a layer in all, got own \{'text': 0, 'image': 0\} and across 0"):
+        two_stream_encoder(32, 4, own={"text": 0, "image": 0}, across=0)
+    recipe = small(tokenizer, ask=0.0)
+    batch = batch_of(recipe, some_pictures(2))
+    pool = objective_of(recipe).readouts[1].head.pool
+    with pytest.raises(KeyError, match="Classify: no label 'answer' in the batch, only"):
+        OnePass(recipe.network, [Classify("text", Answers(pool, 6), label="answer")])(batch, DRAW)
+    the_model().save_pretrained(tmp_path / "theirs")
+    with pytest.raises(ImportedError, match="has parts for the roles image, which the recipe's network has not"):
+        fill(bert(tokenizer=tokenizer, width=32, depth=1, heads=4, length=16).module(), tmp_path / "theirs")
