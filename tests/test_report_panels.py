@@ -33,7 +33,7 @@ from mmpre.modalities.image_patches import ImagePatches, ImageReader
 from mmpre.modalities.speech import FbankReader, Speech
 from mmpre.modalities.text import TextReader
 from mmpre.report import attention, panels, predictions, retrieval, states, transport
-from mmpre.report.drawing import boxes, draw, heat, pieces
+from mmpre.report.drawing import boxes, draw, heat, in_little, pieces
 from mmpre.report.opened import earlier, open_run
 from mmpre.report.page import report
 from mmpre.tokens import Layout, Tokens
@@ -157,10 +157,30 @@ def test_pieces_know_their_words_and_what_is_hidden():
     tokens = reader.tokenize(Sample("a", "s", "d", {"txt": b"ab c"}), DRAW)
     hidden_N = torch.tensor([False, True, False, False, False, False])
     made = pieces(reader, tokens, hidden_N)
-    assert [one.text for one in made] == ["[CLS]", "a", "b", "␣", "c", "[SEP]"]
+    assert [one.text for one in made] == ["[CLS]", "a", "b", " ", "c", "[SEP]"]
     assert [one.hidden for one in made] == hidden_N.tolist()
-    assert [one.gap for one in made] == [True, True, False, True, False, True]
+    assert [one.gap for one in made] == [True, True, False, False, False, True]  # the space is itself the gap
     assert [one.special for one in made] == [True, False, False, False, False, True]
+
+
+def test_a_hidden_space_has_a_sign():
+    reader = TextReader("bytes")
+    tokens = reader.tokenize(Sample("a", "s", "d", {"txt": b"ab c"}), DRAW)
+    made = pieces(reader, tokens, torch.tensor([False, False, False, True, False, False]))
+    assert [(one.text, one.gap) for one in made[3:5]] == [("␣", False), ("c", False)]
+
+
+def test_programs_are_text_without_their_nodes_where_there_is_little_room():
+    reader = CodeReader("bytes")
+    sample = Sample("a", "s", "d", {"py": b"def f(x):\n    y = x\n    return y\n"})
+    tokens = reader.tokenize(sample, DRAW)
+    assert draw(reader, "code", tokens, torch.zeros(len(tokens), dtype=torch.bool), sample).picture
+    drawn, kept = in_little(reader, "code", tokens, sample)
+    assert not drawn.picture and "".join(one.text for one in drawn.pieces[1:-1]).split()[:2] == ["def", "f"]
+    assert kept == (~tokens["node"]).nonzero().squeeze(1).tolist() and len(drawn.pieces) == len(kept) < len(tokens)
+    reader, tokens, sample = picture_tokens()
+    drawn, kept = in_little(reader, "image", tokens, sample)
+    assert drawn.picture and kept == list(range(len(tokens)))
 
 
 def test_the_page_of_words_and_regions(pair_run, shards):

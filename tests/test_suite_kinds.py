@@ -242,6 +242,14 @@ def test_a_whole_network_learns_a_class_from_labels_and_the_run_stays_as_it_is(p
     assert results(answer)["probed: linear probe"] == alone["probed: linear probe"]
 
 
+def test_bags_beside_a_trained_network_have_its_samples_alone(pictures, monkeypatch):
+    monkeypatch.setattr("mmpre.evaluation.suite.MOST", {"train": 24, "valid": 12, "test": 18})
+    monkeypatch.setattr("mmpre.evaluation.fine_tuning.MOST", {"train": 24, "valid": 12, "test": 18})
+    answer = evaluate(pictures[1], sets=[with_tasks(pictures[0], TUNED | {"epochs": 1})], untrained=False)
+    tuned, bags = (results(answer, who)["brightness: fine-tuned"] for who in ("trained", "trivial"))
+    assert tuned["n"] == bags["n"] == 18 and bags["protocol"]["train rows"] == tuned["protocol"]["train windows"] == 24
+
+
 def test_labels_that_mean_nothing_are_not_learned(pictures, tmp_path):
     def shuffled(i):
         return grey_picture(i) | {"cls": str(np.random.default_rng(i + 999).integers(0, 3))}

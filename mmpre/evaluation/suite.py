@@ -15,7 +15,7 @@ from mmpre.evaluation.bag import bag
 from mmpre.evaluation.cards import CardTask, read_card
 from mmpre.evaluation.collapse import collapse
 from mmpre.evaluation.few_shot import few_shot
-from mmpre.evaluation.fine_tuning import fine_tuned, of_bags
+from mmpre.evaluation.fine_tuning import MOST, fine_tuned, of_bags
 from mmpre.evaluation.minimal_pairs import by_counts, minimal_pairs
 from mmpre.evaluation.probe import Known, classify, regress, scaled
 from mmpre.evaluation.results import NotMeasured, Result
@@ -84,7 +84,10 @@ def _probe(task: CardTask, subject: Subject) -> list[Result]:
 
 
 def _fit(task: CardTask, known: Callable[[str, int], Known]) -> list[Result]:
-    parts = [known(task.train, TRAIN_ROWS), known(valid_of(task), VALID_ROWS), known(task.split, TEST_ROWS)]
+    most = (TRAIN_ROWS, VALID_ROWS, TEST_ROWS)
+    if task.kind == "fine-tuning":  # beside a network that is trained on these samples, and measured on them, alone
+        most = tuple(MOST[part] for part in ("train", "valid", "test"))
+    parts = [known(*one) for one in zip((task.train, valid_of(task), task.split), most, strict=True)]
     if short := [name for name, one in zip(("train", "valid", "test"), parts, strict=True) if len(one) < 2]:
         raise NotMeasured(f"{' and '.join(short)} have fewer than two samples with {task.target}")
     if task.kind != "regression" and len(labels := set(parts[0].y_S.tolist())) < 2:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from mmpre.attention_backends import watched
 from mmpre.network import Network
-from mmpre.report.drawing import Drawn, boxes, draw, heat
+from mmpre.report.drawing import Drawn, boxes, heat, in_little
 from mmpre.report.opened import Opened, Shown
 from mmpre.view import View
 
@@ -103,19 +103,18 @@ def _over(network: Network, shown: Shown, layers: Sequence[Float[np.ndarray, "H 
     roles, start = [], 0
     for role, tokens in shown.row.clean.items():
         reader = network.readers[role]
-        nothing_N = torch.zeros(len(tokens), dtype=torch.bool)
-        drawn = draw(reader, role, tokens, nothing_N, shown.sample)
+        drawn, kept = in_little(reader, role, tokens, shown.sample)
         places = boxes(reader, tokens, shown.sample) if drawn.picture and len(tokens) <= MOST_PLACED else []
-        roles.append((slice(start, start + len(tokens)), tokens.special_N >= 0, drawn, places))
+        roles.append((slice(start, start + len(tokens)), tokens.special_N >= 0, drawn, kept, places))
         start += len(tokens)
     for weight_Hnn in layers:
         made = []
-        for part, special_n, drawn, places in roles:
+        for part, special_n, drawn, kept, places in roles:
             read_n = weight_Hnn.mean((0, 1))[part]
             ordinary = read_n[~special_n.numpy()]
             low, high = (float(f(ordinary)) for f in (np.min, np.max)) if len(ordinary) else (0.0, 1.0)
             share_n = np.clip((read_n - low) / max(high - low, 1e-9), 0, 1)  # special tokens often drown the rest
             placed = [(box, round(float(s), 3)) for box, s in zip(places, share_n, strict=False) if box]
-            words = [round(float(s), 3) for s in share_n] if drawn.pieces else []
+            words = [round(float(share_n[i]), 3) for i in kept] if drawn.pieces else []
             made.append(Over(drawn, words, placed, low, high))
         yield made

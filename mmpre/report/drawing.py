@@ -21,7 +21,9 @@ from mmpre.tokens import Tokens
 QUALITY = 88  # of pictures, in WebP
 HEAT = (43, 108, 176)  # of weights, over light and dark grounds
 BROAD_PX = 500  # from which on a picture wants the whole line
+FLAT_PX = 170  # from which on it wants the whole of half a line, where it is more than twice as wide as high
 LONGEST = 60  # letters of a token that are shown
+SPACE = "␣"  # where white space is all that a token is
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,11 @@ class Drawn:
     def broad(self) -> bool:
         return self.size[0] > BROAD_PX
 
+    @property
+    def flat(self) -> bool:
+        """Whether several stand better below than beside each other."""
+        return self.broad or self.size[0] > max(FLAT_PX, 2 * self.size[1])
+
 
 def draw(reader: Reader, role: str, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None) -> Drawn:
     """A row of one role, hidden tokens marked: as text where every token has letters, otherwise as a picture."""
@@ -62,15 +69,30 @@ def draw(reader: Reader, role: str, tokens: Tokens, hidden_N: Bool[Tensor, "N"],
     return Drawn(role, picture=data_url(picture), size=picture.size)
 
 
+def in_little(reader: Reader, role: str, tokens: Tokens, sample: Sample | None) -> tuple[Drawn, list[int]]:
+    """A row with nothing hidden, in little room, and the numbers of the tokens that are in it.
+
+    Where most tokens have letters it is text, and those without any, such as the nodes of a graph, are left out.
+    """
+    nothing_N, every = torch.zeros(len(tokens), dtype=torch.bool), list(range(len(tokens)))
+    if isinstance(reader, Says):
+        kept = [i for i, text in enumerate(reader.texts(tokens)) if text]
+        if 2 * len(kept) > len(tokens):
+            made = pieces(reader, tokens, nothing_N)
+            return Drawn(role, [made[i] for i in kept]), kept
+    return draw(reader, role, tokens, nothing_N, sample), every
+
+
 def pieces(reader: Says, tokens: Tokens, hidden_N: Bool[Tensor, "N"]) -> list[Piece]:
-    texts = [letters(text) for text in reader.texts(tokens)]
-    glued_N = _glued(tokens, texts)
-    return [
-        Piece(text.removeprefix("##"), not glued, hidden, special >= 0)
-        for text, glued, hidden, special in zip(
-            texts, glued_N, hidden_N.tolist(), tokens.special_N.tolist(), strict=True
-        )
-    ]
+    """Each token's letters. A space that begins a word is the space before it; where it is hidden it has a sign."""
+    texts, made = [letters(text) for text in reader.texts(tokens)], []
+    every = zip(texts, _glued(tokens, texts), hidden_N.tolist(), tokens.special_N.tolist(), strict=True)
+    for text, glued, hidden, special in every:
+        if text == SPACE and not glued and not hidden:
+            made.append(Piece(" ", False, False, special >= 0))
+        else:
+            made.append(Piece(text.removeprefix("##"), not glued and text != SPACE, hidden, special >= 0))
+    return made
 
 
 def boxes(reader: Reader, tokens: Tokens, sample: Sample | None) -> list[tuple[int, int, int, int] | None]:
@@ -109,7 +131,7 @@ def heat(weight_nm: Float[np.ndarray, "n m"], *, most_px: int = 128) -> str:
 def letters(text: str) -> str:
     """What a token stands for, as can be seen: white space has signs of its own where there is nothing else."""
     text = text.replace("\n", "⏎").replace("\t", "⇥")
-    text = "␣" if text == " " else text
+    text = SPACE if text == " " else text
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 

@@ -15,7 +15,7 @@ from mmpre.draw import Draw
 from mmpre.modality import Reader
 from mmpre.objectives.contrast import Contrast
 from mmpre.recipe import Task
-from mmpre.report.drawing import Drawn, draw
+from mmpre.report.drawing import Drawn, in_little
 from mmpre.report.opened import Opened, Shown
 from mmpre.tokens import Row, Views
 from mmpre.view import View
@@ -68,7 +68,7 @@ def of_tasks(opened: Opened) -> Iterator[Retrieved]:
 def drawings(readers: Mapping[str, Reader], shown: Shown, role: str | None = None) -> list[Drawn]:
     """The roles of a row, or one of them, nothing hidden."""
     return [
-        draw(readers[name], name, tokens, torch.zeros(len(tokens), dtype=torch.bool), shown.sample)
+        in_little(readers[name], name, tokens, shown.sample)[0]
         for name, tokens in shown.row.clean.items()
         if role in (None, name)
     ]
