@@ -22,7 +22,7 @@ GOLDEN = 0x9E3779B97F4A7C15
 
 def hashed(*key: Key) -> int:
     """Hash a key to 63 bits, equally on every machine and in every version of Python."""
-    text = "\x1f".join(f"{type(part).__name__[0]}{part}" for part in key)
+    text = "\x1f".join([f"{type(part).__name__[0]}{part}" for part in key])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
@@ -51,7 +51,7 @@ class Draw:
 
     def child(self, *purpose: Key) -> "Draw":
         """A draw of its own for one purpose, such as one of two views of a row."""
-        return replace(self, place=(*self.place, *purpose))
+        return Draw(self.seed, self.stage, self.step, (*self.place, *purpose), self.index)
 
     def whole(self) -> "Draw":
         """The draw of the row or micro-batch that this one is a child of: the same for all of its purposes."""
@@ -69,7 +69,7 @@ class Draw:
         once; elsewhere what torch's generator gives there.
         """
         if torch.device(device).type == "cpu":
-            return Draws((self,)).chances(lengths_B.sum(0, keepdim=True), *purpose)
+            return Draws.of((self,)).chances(lengths_B.sum(0, keepdim=True), *purpose)
         return torch.rand(int(lengths_B.sum()), generator=self.rng(*purpose, device=device), device=device)
 
     def below(
@@ -77,7 +77,7 @@ class Draw:
     ) -> Int[Tensor, "N"]:
         """A whole number from 0 to `bound` - 1 for each token, all as likely but for a share of bound / 2^32."""
         if torch.device(device).type == "cpu":
-            return Draws((self,)).below(bound, lengths_B.sum(0, keepdim=True), *purpose)
+            return Draws.of((self,)).below(bound, lengths_B.sum(0, keepdim=True), *purpose)
         size = (int(lengths_B.sum()),)
         return torch.randint(bound, size, generator=self.rng(*purpose, device=device), device=device)
 
@@ -108,16 +108,20 @@ class Draw:
 
 @dataclass(frozen=True)
 class Draws:
-    """The draws of the rows of a batch on the CPU: each row's numbers are those that its own draw gives it alone."""
+    """The draws of a batch's rows, for one purpose: each row's numbers are those that its own draw gives it alone."""
 
-    rows: Sequence[Draw]
+    key_B: UInt[np.ndarray, "B"]
+    step: int
+    purpose: tuple[Key, ...]
 
-    @property
-    def step(self) -> int:
-        return self.rows[0].step
+    @staticmethod
+    def of(rows: Sequence[Draw]) -> "Draws":
+        """Of rows that are drawn for one purpose, such as one of two views."""
+        keys = [hashed(row.seed, row.stage, *row.place[:3]) for row in rows]
+        return Draws(np.array(keys, dtype=np.uint64), rows[0].step, rows[0].place[3:])
 
     def child(self, *purpose: Key) -> "Draws":
-        return Draws([row.child(*purpose) for row in self.rows])
+        return replace(self, purpose=(*self.purpose, *purpose))
 
     def chances(
         self, lengths_B: Int[Tensor, "B"], *purpose: Key, device: torch.device | str = "cpu"
@@ -131,11 +135,11 @@ class Draws:
         return torch.from_numpy((bits_N >> np.uint64(32)).astype(np.int64))
 
     def _bits(self, lengths_B: Int[Tensor, "B"], purpose: Sequence[Key]) -> UInt[np.ndarray, "N"]:
-        """The hash of each token's place in its row and of the row's key: SplitMix64's stream from that key."""
+        """A hash of each token's row, purpose and place in the row: SplitMix64's stream from row and purpose."""
         length_B = lengths_B.numpy()
-        key_B = np.array([row.hash(*purpose) for row in self.rows], dtype=np.uint64)
+        start_B = mix(self.key_B + np.uint64(hashed(*self.purpose, *purpose)))
         first_B = (length_B.cumsum() - length_B).astype(np.uint64)
-        start_N = np.repeat(key_B - first_B * np.uint64(GOLDEN), length_B)
+        start_N = np.repeat(start_B - first_B * np.uint64(GOLDEN), length_B)
         return mix(start_N + np.arange(len(start_N), dtype=np.uint64) * np.uint64(GOLDEN))
 
 

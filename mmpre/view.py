@@ -138,7 +138,7 @@ class View:
         """What `mask` makes of each row, in a fraction of the time; for a view that is `at_once`."""
         check_alike(rows, list(rows[0].clean))
         clean = {role: Tokens.pack([row.clean[role] for row in rows]) for role in rows[0].clean}
-        seen, picked = self._hidden(clean, self.picks, Draws([row.draw for row in rows]))
+        seen, picked = self._hidden(clean, self.picks, Draws.of([row.draw for row in rows]))
         tokens = {role: one.tokens.split() for role, one in seen.items()}
         replaced = {role: one.replaced_N.split(one.tokens.lengths_B.tolist()) for role, one in seen.items()}
         picks = {

@@ -65,11 +65,12 @@ class ImageReader:
         rows, columns = grid(*picture.size, self.patch_px, self.max_patches)
         size_px = (columns * self.patch_px, rows * self.patch_px)
         if picture.size != size_px or picture.mode != "RGB":
-            picture = picture.convert("RGB").resize(size_px, Image.Resampling.BICUBIC)
-        patch_nE = patches(torch.from_numpy(np.array(picture)), self.patch_px)
-        special_N = torch.full((len(patch_nE) + 1,), -1)
+            picture = resized(picture.convert("RGB"), size_px)
+        patch_NE = np.zeros((1 + rows * columns, 3 * self.patch_px**2), dtype=np.uint8)  # the first one is [CLS]
+        patch_NE[1:] = patches(np.asarray(picture), self.patch_px)
+        special_N = torch.full((len(patch_NE),), -1)
         special_N[0] = CLS
-        return Tokens.of_row(special_N, patch=F.pad(patch_nE, (0, 0, 1, 0)), position=_places(rows, columns))
+        return Tokens.of_row(special_N, patch=torch.from_numpy(patch_NE), position=_places(rows, columns))
 
     def still(self) -> "ImageReader":
         """The same without chance: a transform gives way to its `still`, where it has one (`random_crops`)."""
@@ -111,7 +112,7 @@ def grid(width_px: int, height_px: int, patch_px: int, max_patches: int) -> tupl
     return rows, columns
 
 
-def patches(picture_HW3: UInt8[Tensor, "H W 3"], patch_px: int) -> UInt8[Tensor, "n E"]:
+def patches(picture_HW3: UInt8[np.ndarray | Tensor, "H W 3"], patch_px: int) -> UInt8[np.ndarray | Tensor, "n E"]:
     """Cut a picture whose sides are multiples of `patch_px` into patches, row after row."""
     return rearrange(picture_HW3, "(h p) (w q) c -> (h w) (p q c)", p=patch_px, q=patch_px)
 
@@ -122,13 +123,31 @@ def picture(patch_nE: Tensor, rows: int, columns: int) -> Tensor:
     return rearrange(patch_nE, "(h w) (p q c) -> (h p) (w q) c", h=rows, w=columns, p=patch_px, q=patch_px)
 
 
+def resized(picture: Image.Image, size_px: tuple[int, int]) -> Image.Image:
+    """An RGB picture at another width and height, bicubic, with all pixels of what is made smaller.
+
+    Torch works on bytes here, in a quarter of Pillow's time; less than one value in a hundred differs, mostly by 1.
+    """
+    picture_1HW3 = torch.from_numpy(np.array(picture))[None]
+    made_13HW = F.interpolate(picture_1HW3.permute(0, 3, 1, 2), size_px[::-1], mode="bicubic", antialias=True)
+    return Image.fromarray(made_13HW[0].permute(1, 2, 0).numpy())
+
+
+class _RandomCrop(transforms.RandomResizedCrop):
+    """Torchvision's crops, resized by `resized`."""
+
+    def transform(self, picture: Image.Image, params: dict[str, int]) -> Image.Image:
+        top, left, height, width = (params[name] for name in ("top", "left", "height", "width"))
+        return resized(picture.crop((left, top, left + width, top + height)), (self.size[1], self.size[0]))
+
+
 def random_crops(side_px: int, *, least: float = 0.2) -> Callable[[Image.Image], Image.Image]:
     """Squares of `side_px` cut at random, resized (bicubic) and flipped half of the time: MAE's augmentation.
 
     A crop has between `least` and all of the picture's area, and sides of a ratio of 3:4 to 4:3. Without chance
     (`still`) it is the square in the middle.
     """
-    crop = transforms.RandomResizedCrop(side_px, scale=(least, 1.0), interpolation=BICUBIC)
+    crop = _RandomCrop(side_px, scale=(least, 1.0))
     made = transforms.Compose([crop, transforms.RandomHorizontalFlip()])
     made.still = middle(side_px)
     return made

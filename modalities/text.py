@@ -88,14 +88,14 @@ class TextReader:
 
     def row(self, ids_W: Int[Tensor, "W"], word_W: Int[Tensor, "W"]) -> Tokens:
         """Pieces between CLS and SEP."""
-        length = len(ids_W) + 2
         # put together in numpy: on rows as short as these, a call costs torch ten times as much
-        ids_N, word_N, special_N = (np.full(length, -1, dtype=np.int64) for _ in range(3))
+        ids_N, word_N, position_N, special_N = made_4N = np.full((4, len(ids_W) + 2), -1, dtype=np.int64)
         ids_N[0], ids_N[-1], ids_N[1:-1] = self.vocabulary.cls, self.vocabulary.sep, ids_W.numpy()
         word_N[1:-1] = word_W.numpy()
+        position_N[:] = np.arange(len(position_N))
         special_N[0], special_N[-1] = CLS, SEP
-        ids_N, word_N, special_N = map(torch.from_numpy, (ids_N, word_N, special_N))
-        return Tokens.of_row(special_N, ids=ids_N, word=word_N, position=torch.arange(length))
+        ids_N, word_N, position_N, special_N = torch.from_numpy(made_4N).unbind()
+        return Tokens.of_row(special_N, ids=ids_N, word=word_N, position=position_N)
 
     def spans(self, sample: Sample) -> list[tuple[int, int]]:
         """For each token of a sample's row, which characters of its text it stands for; (0, 0) for CLS and SEP."""

@@ -49,7 +49,7 @@ class Shards:
         """The place in the list of the shard that holds a sample."""
         if not 0 <= sample < self.count:
             raise IndexError(f"the shards hold {self.count} samples, asked for number {sample}")
-        return int(np.searchsorted(self.before, sample, side="right")) - 1
+        return int(self.before.searchsorted(sample, side="right")) - 1
 
     def number(self, shard: int, local: int) -> int:
         """The number of a sample of the shard at a place in the list; the way back from `locate`."""

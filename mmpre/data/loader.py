@@ -28,6 +28,8 @@ from mmpre.view import Read, View
 
 __all__ = ["LoadingError", "MicroBatch", "MicroBatches", "Slot", "check_world", "load", "slots", "valid_slots"]
 
+AHEAD = 1024  # positions
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -76,6 +78,7 @@ class MicroBatches:
         self.seed, self.stage = seed, stage
         self.micro_batches, self.max_tokens = micro_batches, max_tokens
         self.order = Stream(self.units, seed, stage if order is None else order, block=block, window=window)
+        self._from, self._ahead = 0, np.empty(0, dtype=np.int64)  # units worked out ahead, from a position on
 
     @staticmethod
     def of(stage: Stage, units: Units | Mixture, *, seed: int, number: int, held_out: bool = False) -> "MicroBatches":
@@ -109,7 +112,7 @@ class MicroBatches:
 
     def _make(self, slot: Slot) -> MicroBatch:
         positions = np.arange(slot.start, slot.start + slot.size, dtype=np.int64)
-        units = self.order.units(positions)
+        units = self._units_at(slot.start, slot.start + slot.size)
         lengths = self.units.lengths(units)
         if lengths is not None and slot.most is not None:
             lengths = np.minimum(lengths, slot.most)
@@ -128,6 +131,12 @@ class MicroBatches:
         packed = [_pack(part, views) for part in _split(_finish(begun, views), self.max_tokens)]
         parts = [Views(part) if isinstance(view, Mapping) else part[""] for part in packed]
         return MicroBatch(slot, parts, holes, units[mine].tolist())
+
+    def _units_at(self, first: int, last: int) -> np.ndarray:
+        """The units at positions `first` to `last` (exclusive); to work out many costs little more than a few."""
+        if not self._from <= first <= last <= self._from + len(self._ahead):
+            self._from, self._ahead = first, self.order.units(np.arange(first, max(last, first + AHEAD)))
+        return self._ahead[first - self._from : last - self._from]
 
     def _begin(
         self, draw: Draw, position: int, unit: int, views: Mapping[str, View], readers: Mapping[str, Reader],

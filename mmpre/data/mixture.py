@@ -112,7 +112,7 @@ class Mixture:
 
     def source(self, unit: int) -> tuple[int, int]:
         """The source of a unit, and its number there."""
-        source = int(np.searchsorted(self.first, unit, side="right")) - 1
+        source = int(self.first.searchsorted(unit, side="right")) - 1
         return source, unit - int(self.first[source])
 
     def lengths(self, units: np.ndarray) -> np.ndarray | None:

@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mmpre.data.parcel import Parcel, unwrap, wrap
 from mmpre.stopping import worker_init
 
 Made = TypeVar("Made")
@@ -71,7 +72,7 @@ class Prefetch(Generic[Made]):
             raise
         if isinstance(made, _Failed):
             raise LoadingError(made.text)
-        return made
+        return unwrap(made) if isinstance(made, Parcel) else made
 
     def close(self) -> None:
         # at once: what torch does when the interpreter ends waits for workers that ignore SIGTERM
@@ -134,9 +135,15 @@ class _Worker(Dataset):
 
         self.source.note = note
         try:
-            return self.source[asked]
+            made = self.source[asked]
+            return wrap(made) if about else made
         except LoadingError as e:
             return _Failed(str(e))
+        except Exception as e:
+            return _Failed(
+                f"loading worker {about.id}, step {asked.step}: what it made cannot be handed over "
+                f"({type(e).__name__}: {e}); if shared memory is short, enlarge /dev/shm or use fewer workers"
+            )
         finally:
             del self.source.note
 

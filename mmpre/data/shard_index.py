@@ -62,6 +62,7 @@ class ShardIndex:
     def __init__(self, path: Path, data: np.ndarray, where: Path | None) -> None:
         """`data` is the index file as bytes, `where` the file itself or None if it could not be kept."""
         self.path, self.where, self.data = path, where, data
+        self.name = path.name
         magic, version, own, *numbers, digest = _HEAD.unpack(bytes(data[: _HEAD.size]))
         if magic != _MAGIC:
             raise StaleIndexError("is no index of mmpre")
@@ -117,10 +118,9 @@ class ShardIndex:
 
     def members(self, sample: int) -> list[IndexedMember]:
         self._check(sample)
-        part = slice(self._first_S[sample], self._first_S[sample + 1])
-        numbers = (self._suffix_M, self._offset_M, self._size_M, self._crc_M)
-        rows = zip(*(column[part].tolist() for column in numbers), strict=True)
-        return [IndexedMember(self.suffixes[suffix], offset, size, crc) for suffix, offset, size, crc in rows]
+        suffix, offset, size, crc = (one.item for one in (self._suffix_M, self._offset_M, self._size_M, self._crc_M))
+        numbers = range(self._first_S.item(sample), self._first_S.item(sample + 1))
+        return [IndexedMember(self.suffixes[suffix(m)], offset(m), size(m), crc(m)) for m in numbers]
 
     def same_keys(self, other: "ShardIndex") -> bool:
         return np.array_equal(self._key_S, other._key_S) and np.array_equal(self._keys, other._keys)

@@ -49,7 +49,7 @@ class Units:
         if self.windows is None:
             return unit, 0
         before = self.windows[0]
-        sample = int(np.searchsorted(before, unit, side="right")) - 1
+        sample = int(before.searchsorted(unit, side="right")) - 1
         return sample, unit - int(before[sample])
 
     def lengths(self, units: np.ndarray) -> np.ndarray | None:
@@ -87,8 +87,8 @@ class Units:
         members = self.reader.read(number)
         for sidecar in self.sidecars:
             members = members | sidecar.read(number)
-        digest, key = self.shards.identity(number)
-        return Sample(key, self.shards.locate(number)[0].path.name, digest, members)
+        index, local = self.shards.locate(number)
+        return Sample(index.key(local), index.name, index.digest, members)
 
 
 def _size(sample: Sample) -> int:

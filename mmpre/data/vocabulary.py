@@ -94,9 +94,8 @@ class Pieces:
     def cut(self, text: str) -> tuple[Int[Tensor, "W"], Int[Tensor, "W"]]:
         if self.words is None:
             return self._numbers(self.backend.encode(text, add_special_tokens=False))
-        ids, sizes = self.words.cut(text)
-        word_W = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-        return torch.from_numpy(np.array(ids, dtype=np.int32)), torch.from_numpy(word_W)
+        ids_W, size_w = self.words.cut(text)
+        return torch.from_numpy(ids_W), torch.from_numpy(np.arange(len(size_w), dtype=np.int32).repeat(size_w))
 
     def cut_words(self, words: Sequence[str]) -> tuple[Int[Tensor, "W"], Int[Tensor, "W"]]:
         spaced = [f"{' ' if i else ''}{word}" for i, word in enumerate(words)]

@@ -4,6 +4,7 @@
     webdataset   WebDataset, a shuffle buffer, the same tokenizer or the same crops and patches, batches; no checks
 
 Texts are cut into word pieces, pictures decoded, cropped, and cut into patches. Batches arrive in the training process.
+The crops of both are torchvision's; it resizes them by Pillow, and mmpre by torch, of which few values differ, by 1.
 """
 
 from collections.abc import Callable, Iterator
@@ -121,9 +122,11 @@ def theirs(**numbers: object) -> Turn:
 def decoder_of(case: Case) -> Callable[[dict[str, Any]], torch.Tensor]:
     """What is done to each sample: the same as our reader does, by the same libraries."""
     if not case.tokenizer:
-        from mmpre.modalities.image_patches import random_crops
+        from torchvision.transforms import v2 as transforms
 
-        return partial(_patches, random_crops(SIDE_PX))
+        bicubic = transforms.InterpolationMode.BICUBIC
+        crops = transforms.RandomResizedCrop(SIDE_PX, scale=(0.2, 1.0), interpolation=bicubic)
+        return partial(_patches, transforms.Compose([crops, transforms.RandomHorizontalFlip()]))
     import tokenizers
 
     tokenizer = tokenizers.Tokenizer.from_file(case.tokenizer)
