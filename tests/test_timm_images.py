@@ -62,7 +62,7 @@ def test_a_tower_equals_the_model_of_timm(name):
 def test_as_a_front_it_feeds_blocks_and_a_replaced_place_hides_its_features():
     image = made("vit_tiny_patch16_224")
     net = Network({"image": image}, bert_encoder(24, 1, 2, dropout=0.0, attention_dropout=0.0)).eval()
-    hide = View(picks={"place": RandomTokens(role="image", rate=0.5)}, corruption=HideAll())
+    hide = View(picks={"place": RandomTokens(role="image", rate=0.3)}, corruption=HideAll())
     batch = batch_of(net, [noise(32, 32)], hide)
     f_NE, tokens = image.features(batch.seen["image"]), batch.seen["image"]
     other_NE = torch.where(batch.replaced["image"][:, None], torch.randn_like(f_NE), f_NE)
