@@ -97,12 +97,13 @@ def claim(
             result = compare(own_S, other_S, less=measure.less, margin=measure.margin)
             about = {"measure": measure.name, "less": measure.less, "margin": measure.margin}
             compared.append({"against": name, **about, **result})
-    flops = {name: arm.flops * arm.steps for name, arm in arms.items()}
+    alike = [arm for arm in arms.values() if "steps" not in arm.changes]
+    flops = [arm.flops * arm.steps for arm in alike]
     told = {
         "recipe": found.name, "scale": scale, "says": stated.says, "equal": stated.equal, "rule": RULE,
         "seeds": options.seeds, "quick": options.quick, "numbers": _as_json(shared),
-        "same steps": len({arm.steps for arm in arms.values()}) == 1,
-        "flops differ by": max(abs(one / flops[OWN] - 1) for one in flops.values()),
+        "same steps": len({arm.steps for arm in alike}) == 1,
+        "flops differ by": max(abs(one / flops[0] - 1) for one in flops),
         "before": _told(before, first) if before else None,
         "arms": {
             name: _told(arm, [runs[name, seed] for seed in range(options.seeds)]) for name, arm in arms.items()
@@ -137,7 +138,7 @@ def _arms(
     flops = {name: _flops(recipe, scale, some) for name, some in numbers.items()}
     steps = {name: found.numbers(scale, some)["steps"] for name, some in numbers.items()}
     if stated.equal == "flops":
-        for name in stated.against:
+        for name in (name for name, one in stated.against.items() if "steps" not in one.numbers):
             steps[name] = max(1, round(steps[OWN] * flops[OWN] / flops[name]))
     return {
         name: Arm(str(recipe), scale, some, numbers[name] | {"steps": steps[name]}, steps[name], flops[name])
@@ -169,7 +170,7 @@ def _run(
     return ClaimRun(
         arm=name, folder=out / f"{name.replace(' ', '-')}-{seed}", recipe=arm.recipe, scale=arm.scale, numbers=numbers,
         steps=arm.steps, flops=arm.flops * arm.steps, options=how,
-        sets=[str(one) for one in options.on] if measured else None, after=after,
+        sets=[str(one) for one in options.on] if measured else None, kinds=stated.kinds if stated else (), after=after,
     )  # fmt: skip
 
 

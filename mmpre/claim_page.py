@@ -95,6 +95,8 @@ def _equal(told: Mapping[str, Any]) -> str:
     flops = f"equal FLOPs (within {off:.1f} %)" if told["equal"] == "flops" else f"FLOPs within {off:.1f} %"
     steps = "equal steps" if told["same steps"] else "steps differ"
     words = [flops, steps] if told["equal"] == "flops" else [steps, flops]
+    pinned = [name for name, arm in told["arms"].items() if "steps" in arm["numbers"]]
+    words += [f"but for {' and '.join(pinned)}"] if pinned else []
     text = ", ".join(words)
     return f"{text[0].upper()}{text[1:]}."
 

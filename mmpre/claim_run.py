@@ -38,6 +38,7 @@ class ClaimRun:
     flops: float  # of all steps
     options: RunOptions
     sets: Sequence[str] | None = None  # folders of data sets whose tasks are measured; none for the data's own
+    kinds: Sequence[str] = ()  # of their tasks that are measured; none for all
     after: Path | None = None  # the folder of a run that it starts from
 
     @property
@@ -82,7 +83,9 @@ class ClaimRun:
         """What was measured of it, if it was."""
         if self.sets is None or not self.trained:
             return None
-        some = [one for one in kept(self.folder) if one["step"] == self.steps]
+        some = [
+            one for one in kept(self.folder) if one["step"] == self.steps and one.get("kinds", []) == list(self.kinds)
+        ]
         return next((one for one in reversed(some) if not self.sets or one["sets"] == list(self.sets)), None)
 
     @property
@@ -108,7 +111,7 @@ class ClaimRun:
         if not self.trained:
             raise RunError(f"{self.folder} was stopped at step {self.step} of {self.steps}")
         if self.sets is not None and self.answer is None:
-            evaluate(self.folder, untrained=False, sets=self.sets)
+            evaluate(self.folder, untrained=False, sets=self.sets, kinds=self.kinds)
 
     def as_json(self) -> str:
         return json.dumps(asdict(self), default=str)

@@ -62,7 +62,8 @@ class Claim:
     """What a paper says is better than what; a recipe's file calls it `claim`.
 
     `numbers` hold for all arms, `quick` in place of them for a first look. With `equal` "flops" the steps of other arms
-    are such that all take as many FLOPs as the paper's own; with "steps" they are the same.
+    are such that all take as many FLOPs as the paper's own, but for those with `steps` of their own; with "steps" they
+    are the same. Of the tasks of data sets' cards those of some `kinds` are measured, or all.
     """
 
     says: str
@@ -71,6 +72,7 @@ class Claim:
     numbers: Mapping[str, Any] = field(default_factory=dict)
     quick: Mapping[str, Any] = field(default_factory=dict)
     before: Before | None = None
+    kinds: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not self.against or OWN in self.against:

@@ -158,7 +158,7 @@ def replay(rest: list[str]) -> None:
 def eval_(rest: list[str]) -> None:
     def go(
         runs: Paths, data: tuple[str, ...] = (), sidecar: str | None = None, on: tuple[Path, ...] = (),
-        best: bool = False, rows: int = 2048, json: bool = False, table: bool = False,
+        best: bool = False, rows: int = 2048, kinds: tuple[str, ...] = (), json: bool = False, table: bool = False,
     ) -> None:  # fmt: skip
         """What runs learned, on held-out data, beside the same networks untrained and beside no network.
 
@@ -172,6 +172,7 @@ def eval_(rest: list[str]) -> None:
             on: Folders of data sets whose cards' tasks are measured; by default, without --data, the run's own set.
             best: Use the weights with the best held-out loss, not the newest.
             rows: Rows that the tasks' losses are taken over, at most.
+            kinds: Kinds of the cards' tasks that are measured, such as similarity; by default all.
             json: Print JSON for programs.
             table: Measure nothing, print how runs were made and what was measured before, in Markdown.
         """
@@ -183,7 +184,7 @@ def eval_(rest: list[str]) -> None:
             print(evaluation.page([Path(run) for run in runs]))
             return
         for run in runs:
-            answer = evaluation.evaluate(run, data=data, sidecar=sidecar, best=best, rows=rows, sets=on)
+            answer = evaluation.evaluate(run, data=data, sidecar=sidecar, best=best, rows=rows, sets=on, kinds=kinds)
             if json:
                 print(_json(answer))
                 continue

@@ -43,15 +43,15 @@ KEPT = "evaluation.json"  # in a run's folder: what was measured last, for each 
 
 def evaluate(
     run: Path | str, *, data: Sequence[str] = (), sidecar: str | None = None, best: bool = False,
-    untrained: bool = True, rows: int = 2048, sets: Sequence[Path | str] = (),
+    untrained: bool = True, rows: int = 2048, sets: Sequence[Path | str] = (), kinds: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Held-out losses of every task, the recipe's own evaluations, and the tasks of data sets' cards.
 
     `data` defaults to the run's held-out shards, `sets` (folders with a card) to the set that the run's shards lie in,
-    where no data is given. Returns {"run", "step", "data", "trained": {...}, "untrained": {...}, "trivial": {...}},
-    each with "tasks" (loss and metrics by task) and "results" (name, value, interval, n, chance); "gain" says by how
-    much trained is better than untrained on the same rows, "not measured" why a task is missing. Kept in the run's
-    folder as evaluation.json.
+    where no data is given; of their tasks those of some `kinds` are measured, or all. Returns {"run", "step", "data",
+    "trained": {...}, "untrained": {...}, "trivial": {...}}, each with "tasks" (loss and metrics by task) and "results"
+    (name, value, interval, n, chance); "gain" says by how much trained is better than untrained on the same rows, "not
+    measured" why a task is missing. Kept in the run's folder as evaluation.json.
     """
     opened, begun = load(run, best=best), time.perf_counter()
     stage = opened.recipe.stages[-1]
@@ -63,10 +63,12 @@ def evaluate(
     answer: dict[str, Any] = {
         "run": str(run), "recipe": opened.record["recipe"]["name"], "step": opened.checkpoint.step, "data": list(urls),
         "sets": [str(folder) for folder in cards], "seed": opened.record["options"]["seed"],
-        "numbers": dict(opened.record["numbers"]), "protocol": protocol(),
+        "kinds": list(kinds), "numbers": dict(opened.record["numbers"]), "protocol": protocol(),
     }  # fmt: skip
     networks = {"trained": opened.recipe} | ({"untrained": opened.untrained()} if untrained else {})
-    tasks = [task for folder in cards for task in card_tasks(folder)]
+    tasks = [task for folder in cards for task in card_tasks(folder) if not kinds or task.kind in kinds]
+    if kinds and not tasks:
+        raise RunError(f"{run}: no task of kind {' or '.join(kinds)} on the cards of {', '.join(map(str, cards))}")
     found: dict[str, dict[str, Result]] = {}
     for name, recipe in networks.items():
         answer[name] = measure_recipe(opened, recipe, urls, sidecar, rows) if urls else {"tasks": {}, "rows": 0}
@@ -114,10 +116,11 @@ def protocol() -> dict[str, Any]:
 
 
 def keep(run: Path, answer: Mapping[str, Any]) -> None:
-    """Put an evaluation in the run's file, in place of an earlier one of the same step, data and sets."""
-    same = [one for one in kept(run) if any(one[key] != answer[key] for key in ("step", "data", "sets"))]
+    """Put an evaluation in the run's file, in place of an earlier one of the same step, data, sets and kinds."""
+    about = ("step", "data", "sets", "kinds")
+    others = [one for one in kept(run) if any(one.get(key, []) != answer.get(key, []) for key in about)]
     with file_aside(run / KEPT) as aside:
-        aside.write_text(json.dumps([*same, answer], indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        aside.write_text(json.dumps([*others, answer], indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def kept(run: Path) -> list[dict[str, Any]]:

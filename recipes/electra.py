@@ -117,4 +117,5 @@ claim = Claim(
     },
     equal="flops",
     quick=dict(steps=150, warmup=15),
+    kinds=("classification",),
 )

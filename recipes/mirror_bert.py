@@ -15,14 +15,19 @@ Run      mmpre train mirror_bert --scale tiny --start runs/bert --data "text/*.t
 
 from typing import Literal
 
+from mmpre.claims import Against, Before, Claim
 from mmpre.encoder import bert_encoder
 from mmpre.heads.pool import First, Mean, Tower
+from mmpre.heads.vocabulary import Vocabulary
 from mmpre.imports import start_of
+from mmpre.masking.random import RandomTokens
 from mmpre.modalities.text import ErasedText, Text, TextReader
 from mmpre.network import Network
 from mmpre.objectives.contrast import Contrast, NTXent
+from mmpre.objectives.one_pass import OnePass, Predict
 from mmpre.optim import AdamW, Constant
 from mmpre.recipe import Recipe, Stage, Task
+from mmpre.starts import FromRun
 from mmpre.view import View
 
 
@@ -44,6 +49,8 @@ def mirror_bert(
     head_dropout: float = 0.0,  # chance of a head to be left out of a row; the paper's other way, with a dropout of 0
     batch: int = 200,  # texts in a step, all compared with each other
     micro_batches: int = 4,  # parts of a step; what the number of processes must divide
+    learn: Literal["itself", "words"] = "itself",  # "words" is what it is held against: the start, a run of bert, goes
+    # on predicting hidden words
     steps: int = 50,  # updates; many more do harm
     lr: float = 2e-5,  # constant
     decay: float = 0.01,  # of everything
@@ -57,13 +64,18 @@ def mirror_bert(
     net = Network({"text": text}, encoder)
     tower = Tower(net, Mean("text") if pool == "mean" else First("text"))
     erased = View(readers={"text": ErasedText(reader, erase, least)}) if erase else View()
+    starts = [start_of(start)] if start else []
     task = Task(
         "mirror", {"whole": View(), "erased": erased},
         Contrast({"whole": tower, "erased": tower}, NTXent(temperature), name="mirror"),
     )  # fmt: skip
+    if learn == "words":
+        view = View(picks={"word": RandomTokens(role="text", rate=0.15)}, corruption=reader.replacement())
+        task = Task("mlm", view, OnePass(net, [Predict("word", Vocabulary(text.table), name="mlm")]))
+        starts += [FromRun(run=start, source="tasks.mlm.readouts.0.head")] if start else []
     stage = Stage(
         tasks=[task], data=data, valid=valid, steps=steps, batch=batch, micro_batches=micro_batches,
-        valid_every=valid_every, start=[start_of(start)] if start else [],
+        valid_every=valid_every, start=starts,
         optimizer=AdamW(lr=lr, weight_decay=decay, decay_vectors=True, schedule=Constant()),
     )  # fmt: skip
     return Recipe([stage], net)
@@ -75,3 +87,20 @@ scales = {
     "drophead": dict(dropout=0.0, head_dropout=0.2),
     "words": dict(length=25, erase=0, pool="first", temperature=0.2, steps=100),
 }  # fmt: skip
+
+claim = Claim(
+    says="fifty steps in which texts know themselves make a masked language model tell what is near to what",
+    against={
+        "the start alone": Against(numbers={"lr": 0.0, "steps": 1}, measure="Spearman"),
+        "more masked words": Against(numbers={"learn": "words"}, measure="Spearman"),
+        "new weights": Against(numbers={"start": ""}, measure="Spearman"),
+    },
+    equal="flops",
+    numbers=dict(valid_every=50),
+    quick=dict(steps=20, valid_every=50),
+    before=Before(
+        number="start", recipe="bert", numbers=dict(steps=1_000, warmup=100, batch=128),
+        quick=dict(steps=150, warmup=30, batch=64),
+    ),
+    kinds=("similarity",),
+)  # fmt: skip

@@ -112,6 +112,20 @@ def test_it_starts_from_a_trained_run_and_its_steps_spread_texts_out(tmp_path):
     assert spread[1] < spread[0] - 0.1
 
 
+def test_what_it_is_held_against_goes_on_with_the_starts_own_words_and_head(tmp_path):
+    shards = pairs(tmp_path)
+    before = bert(tmp_path, tmp_path / "bert", **shards)
+    small = dict(width=16, depth=2, heads=2, length=16, positions=16, batch=12, micro_batches=1, valid_every=20)
+    small |= dict(tokenizer=str(tmp_path / "tokenizer.json"), start=str(before), learn="words", steps=1, **shards)
+    still = train("mirror_bert", tmp_path / "still", lr=0.0, **small)
+    was, now = (mmpre.load(run).recipe.module().state_dict() for run in (before, still))
+    assert was.keys() == now.keys() and any("head" in name for name in was)
+    assert all(torch.equal(was[name], now[name]) for name in was)
+    more = train("mirror_bert", tmp_path / "more", lr=1e-3, **small)
+    went = mmpre.load(more).recipe.module().state_dict()
+    assert any(not torch.equal(went[name], was[name]) for name in was if "encoder" in name)
+
+
 def test_the_papers_scales_are_berts_and_words_have_their_own_numbers(tmp_path):
     word_tokenizer(30_522).save(str(tmp_path / "tokenizer.json"))
     with torch.device("meta"):

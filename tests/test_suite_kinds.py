@@ -192,10 +192,18 @@ def sentence_pair(i):
     return {"txt": right, "json": json.dumps({"wrong": right[::-1]})}
 
 
-def test_a_sentence_like_those_that_were_seen_is_likelier_than_a_wrong_one(tmp_path):
+@pytest.mark.parametrize(
+    ("recipe", "numbers"),
+    [
+        ("bert", dict(hide=0.3, lr=5e-3)),
+        # whose words are predicted from the place before
+        ("babylm2", dict(hidden=48, length=32, cooldown=5, masked=3, lr=2e-2, first_hide=0.3, last_hide=0.3)),
+    ],
+)
+def test_a_sentence_like_those_that_were_seen_is_likelier_than_a_wrong_one(recipe, numbers, tmp_path):
     folder = write_set(tmp_path / "made", [PAIRS], sentence_pair, (("train", 200), ("test", 40)))
-    numbers = dict(width=32, depth=2, heads=2, batch=32, steps=100, warmup=10, lr=5e-3, hide=0.3, dropout=0.0)
-    run = mmpre.train("bert", scale="tiny", out=tmp_path / "run", data=(f"{folder}/train",), **numbers)
+    numbers = dict(width=32, depth=2, heads=2, batch=32, steps=100, warmup=10, dropout=0.0) | numbers
+    run = mmpre.train(recipe, scale="tiny", out=tmp_path / "run", data=(f"{folder}/train",), **numbers)
     answer = evaluate(run, sets=[folder])
     found = {who: results(answer, who)["order: right above wrong"] for who in ("trained", "untrained", "trivial")}
     assert found["trained"]["value"] > 0.9 and found["trained"]["n"] == 40
@@ -203,6 +211,15 @@ def test_a_sentence_like_those_that_were_seen_is_likelier_than_a_wrong_one(tmp_p
     assert found["trivial"]["value"] == 0.5  # the same letters
     assert found["trained"]["protocol"]["tokens"] > 40 * 2 * 8
     assert answer["gain"]["made: order: right above wrong"]["low"] > 0
+
+
+def test_only_the_wanted_kinds_of_tasks_are_measured(texts):
+    folder, run = texts[0], texts[1]
+    wanted = with_tasks(folder, PAIRS, {"kind": "classification", "about": "parity", "input": "txt", "target": "cls"})
+    answer = evaluate(run, sets=[wanted], untrained=False, kinds=["minimal pairs"])
+    assert not any("parity" in name for name in [*results(answer), *answer.get("not measured", {})])
+    with pytest.raises(ValueError, match="no task of kind retrieval on the cards of"):
+        evaluate(run, sets=[wanted], kinds=["retrieval"])
 
 
 def test_hidden_tokens_take_the_rest_of_their_word_with_them():

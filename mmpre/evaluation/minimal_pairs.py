@@ -27,11 +27,12 @@ ROWS = 500  # pairs at most: a sentence of n tokens is read n times
 
 @dataclass(frozen=True)
 class Speaker:
-    """A network and the head that predicts the ids of a role's hidden tokens."""
+    """A network and the head that predicts a role's hidden ids, each from the state `before` places earlier."""
 
     role: str
     net: Network
     head: Vocabulary
+    before: int = 0
 
 
 def minimal_pairs(task: CardTask, subject: Subject) -> list[Result]:
@@ -87,7 +88,7 @@ def likelihoods(speaker: Speaker, member: str, samples: Iterable) -> Iterator[tu
     def values() -> Iterator[tuple[int, int, float]]:
         batch = pack(rows, speaker.net.attend.plan).to(device)
         picked = batch.picked["hidden"]
-        state_nD = speaker.net(batch, at=batch.layout.at(speaker.role, picked.seen_M))
+        state_nD = speaker.net(batch, at=batch.layout.at(speaker.role, picked.seen_M) - speaker.before)
         loss_n = batch.given(speaker.head(state_nD, batch.clean[speaker.role], picked.clean_M).double())
         for (number, count), part in zip(waiting, loss_n.split([count for _, count in waiting]), strict=True):
             yield number, count, -float(part.sum())
@@ -124,7 +125,7 @@ def _speaker(task: CardTask, recipe: Recipe) -> Speaker:
             role = step.view.picks[readout.pick].role
             heads.append(f"{type(readout.head).__name__} for {role}")
             if isinstance(readout.head, Vocabulary) and role_of({role: step.objective.net.readers[role]}, member):
-                return Speaker(role, step.objective.net, readout.head)
+                return Speaker(role, step.objective.net, readout.head, readout.before)
     raise NotMeasured(
         f"minimal pairs: wanted a task with a vocabulary head for .{member}, the run has "
         f"{', '.join(dict.fromkeys(heads)) or 'no head that predicts tokens'}; measure a run of masked prediction of "
