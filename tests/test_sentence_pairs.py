@@ -33,13 +33,9 @@ def test_one_word_is_in_the_wrong_number_and_two_neighbours_are_exchanged():
 def tree(count, branches=3):
     """Nouns, each but the first below one before it."""
 
-    def key(i):
-        return f"n{i:08d}"
-
-    return [
-        Synset(key(i), "noun.x", (), f"what is {i}; \"an example\"", (("hypernym", key((i - 1) // branches)),) if i else ())
-        for i in range(count)
-    ]  # fmt: skip
+    keys, glosses = [f"n{i:08d}" for i in range(count)], [f'what is {i}; "an example"' for i in range(count)]
+    above = [(("hypernym", keys[(i - 1) // branches]),) if i else () for i in range(count)]
+    return [Synset(keys[i], "noun.x", (), glosses[i], above[i]) for i in range(count)]
 
 
 def apart(left, right, branches=3):
