@@ -10,10 +10,10 @@ import jinja2
 
 from mmpre.report.chart import Axis, number
 
-WIDTH, TALL, HEAD, LINE = 720, 96, 12, 16  # of the drawing; of a comparison below its title; above; of a title's line
+WIDTH, TALL, HEAD, LINE = 720, 108, 12, 16  # of the drawing; of a comparison below its title; above; of a title's line
 LEFT, MIDDLE, GAP, RIGHT = 150, 430, 40, 14  # where the values begin and end; between the plots; after the second
-LETTERS = 106  # of a title's line
-TOP, ROW = 12, 26  # of a plot; between its rows
+LETTERS = 96  # of a title's line
+TOP, ROW = 24, 26  # from the title to the plots; between their rows
 
 
 @dataclass(frozen=True)
