@@ -208,10 +208,16 @@ def _made(runs: Sequence[ClaimRun], options: ClaimOptions) -> dict[str, Any]:
     around = [one for record in records for one in (record, *record.get("restarts", []))]
     answers = [run.answer for run in runs if run.answer is not None]
     return {
-        "commits": sorted({str(one["environment"].get("commit") or "unknown")[:12] for one in around}),
+        "commits": sorted({_short(one["environment"].get("commit")) for one in around}),
         "machine": answers[-1]["protocol"]["machine"], "torch": answers[-1]["protocol"]["torch"],
         "at once": options.at_once, "threads": options.threads, "date": max(one["date"] for one in answers),
     }  # fmt: skip
+
+
+def _short(commit: str | None) -> str:
+    """A commit's first digits, and whether files differed from it."""
+    name, mark, dirty = (commit or "unknown").partition("-")
+    return name[:12] + mark + dirty
 
 
 def _command(recipe: str | Path, out: Path, scale: str, options: ClaimOptions, numbers: Mapping[str, Any]) -> str:

@@ -91,7 +91,7 @@ scales = {
 claim = Claim(
     says="fifty steps in which texts know themselves make a masked language model tell what is near to what",
     against={
-        "the start alone": Against(numbers={"lr": 0.0, "steps": 1}, measure="Spearman"),
+        "the start alone": Against(numbers={"lr": 1e-12, "steps": 1}, measure="Spearman"),
         "more masked words": Against(numbers={"learn": "words"}, measure="Spearman"),
         "new weights": Against(numbers={"start": ""}, measure="Spearman"),
     },
