@@ -4,21 +4,17 @@ import json
 from dataclasses import replace
 
 import pytest
-import safetensors.torch
 import torch
 import transformers
+from asked_pictures import changed, some_pictures, tensors_of
 from parity_text import SPECIALS, WORDS, some_batch, vary, word_tokenizer
 from torch import nn
 
-from mmpre.data.sample import BadMember, Sample
 from mmpre.draw import Draw
 from mmpre.encoder import two_stream_encoder
 from mmpre.heads.answers import Answers
 from mmpre.imports import ImportedError, fill
 from mmpre.key_table import to_ours, under
-from mmpre.labels import Numbered
-from mmpre.modalities.regions import RegionReader
-from mmpre.modalities.text import Questions
 from mmpre.objectives.one_pass import Classify, OnePass
 from mmpre.optim import set_learning_rate
 from mmpre.plan import plan
@@ -45,44 +41,6 @@ def plugins(monkeypatch):
 def tokenizer(tmp_path):
     word_tokenizer().save(str(tmp_path / "tokenizer.json"))
     return str(tmp_path / "tokenizer.json")
-
-
-def some_pictures(count, *, regions=None, features=16, objects=7, attributes=5, answers=6, asked=True):
-    """Captions of 2 to 12 words, 1 to 6 regions unless told, and a question for every other picture."""
-    g = torch.Generator().manual_seed(1)
-
-    def words():
-        return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (int(torch.randint(2, 13, (), generator=g)),)))
-
-    made = []
-    torch.manual_seed(2)
-    for i in range(count):
-        some = regions or int(torch.randint(1, 7, (), generator=g))
-        low, size = (torch.rand(some, 2, generator=g) * 0.4 + 0.1 for _ in range(2))
-        tensors = {
-            "features": torch.randn(some, features, generator=g).half(),
-            "boxes": torch.cat([low, low + size, size, size.prod(1, keepdim=True)], 1),
-            "object": torch.randint(objects, (some,), generator=g),
-            "object_confidence": torch.rand(some, generator=g),
-            "attribute": torch.randint(attributes, (some,), generator=g),
-            "attribute_confidence": torch.rand(some, generator=g),
-        }
-        members = {"txt": words().encode(), "regions.safetensors": safetensors.torch.save(tensors)}
-        if asked and i % 2:
-            answer = json.dumps(int(torch.randint(answers, (), generator=g))).encode()
-            members |= {"question.txt": words().encode(), "answer.json": answer}
-        made.append(Sample(f"{i:03d}", "shard", "digest", members))
-    return made
-
-
-def changed(sample, **tensors):
-    members = dict(sample.members)
-    members["regions.safetensors"] = safetensors.torch.save(tensors_of(sample) | tensors)
-    return Sample(sample.key, sample.shard, sample.digest, members)
-
-
-def tensors_of(sample):
-    return safetensors.torch.load(sample.members["regions.safetensors"])
 
 
 def small(tokenizer, **numbers):
@@ -467,49 +425,6 @@ def test_its_step_can_be_planned_and_its_scales_name_numbers_that_it_takes(token
         with torch.device("meta"):
             recipe = lxmert(tokenizer=tokenizer, **numbers)
         assert len(recipe.network.encoder.blocks) == numbers.get("language", 9) + numbers.get("cross", 5)
-
-
-def test_an_answer_is_drawn_by_its_weight_and_what_is_none_is_told():
-    label = Numbered(count=4, suffixes=("answer.json",))
-
-    def drawn(data, unit=0):
-        sample = Sample("a", "shard", "digest", {"answer.json": data})
-        return label(sample, Draw.row(0, 0, 0, epoch=0, unit=unit))
-
-    assert drawn(b"3") == 3
-    many = [drawn(b'{"1": 3, "2": 1.0, "0": 0}', unit) for unit in range(400)]
-    assert set(many) == {1, 2} and 0.68 < many.count(1) / 400 < 0.82
-    for data in (b"4", b"-1", b"true", b'"1"', b"[1]", b"{}", b'{"1": -1}', b'{"9": 1}', b'{"1": 0}', b"1.0"):
-        with pytest.raises(BadMember, match="wanted a whole number from 0 to 3, or weights"):
-            drawn(data)
-    assert label(Sample("a", "shard", "digest", {}), DRAW) == -1
-    with pytest.raises(ValueError, match="count must be at least 2, got 1; yes and no are 2"):
-        Numbered(count=1, suffixes=("answer.json",))
-
-
-def test_labels_of_regions_that_cannot_be_are_told():
-    reader, (sample,) = RegionReader(16, labels={"object": 7}), some_pictures(1, regions=3)
-    row = Draw.row(0, 0, 0, epoch=0, unit=0)
-    tokens = reader.tokenize(sample, row)
-    assert tokens["object"].tolist() == tensors_of(sample)["object"].tolist() and "attribute" not in tokens.fields
-    wrong = {
-        "whole numbers from 0 to 6, got torch.int64, 1 to 7": dict(object=torch.tensor([1, 7, 2])),
-        "whole numbers from 0 to 6, got torch.float32": dict(object=torch.tensor([1.0, 2.0, 3.0])),
-        r"object must be \[regions\], as many as features, got \[2\]": dict(object=torch.tensor([1, 2])),
-        "object_confidence must be 0 to 1, got 0.5 to 2": dict(object_confidence=torch.tensor([0.5, 1.0, 2.0])),
-        "object_confidence must be 0 to 1": dict(object_confidence=torch.tensor([0.5, 1.0, float("nan")])),
-    }
-    for message, tensors in wrong.items():
-        with pytest.raises(BadMember, match=message):
-            reader.tokenize(changed(sample, **tensors), row)
-    with pytest.raises(BadMember, match="no tensor 'colour' in it, only"):
-        RegionReader(16, labels={"colour": 3}).tokenize(sample, row)
-
-
-def test_questions_of_a_share_that_cannot_be_are_refused(tokenizer):
-    reader = small(tokenizer).network.readers["text"]
-    with pytest.raises(ValueError, match=r"got windowed=False and a share of 33; a third is 0\.33"):
-        Questions(reader, Numbered(count=2, suffixes=("answer.json",)), share=33)
 
 
 def test_what_cannot_be_built_or_read_is_told(tokenizer, tmp_path):
