@@ -8,6 +8,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from mmpre.data_tools.card import EvalTask, write_card
 from mmpre.data_tools.folder import whole_folder
 from mmpre.data_tools.genomes import LEGEND, Gene, Sequence, read_fasta
@@ -73,13 +75,17 @@ def _parts(sequence: Sequence) -> Iterator[tuple[str, int, int]]:
 
 
 def _windows(sequence: Sequence) -> Iterator[tuple[str, Sample]]:
-    """Windows that are read from end to end in one frame."""
+    """Windows that are read from end to end in one frame, and lie in one gene: two may follow each other in frame."""
+    within = {strand: np.array([gene.parts[0] for gene in sequence.genes if gene.strand == strand]) for strand in "+-"}
     turns = {"+": "012" * (FRAME // 3 + 1), "-": "cba" * (FRAME // 3 + 1)}  # the other strand's codons run backwards
     for split, start, end in _parts(sequence):
         for first in range(start, end - FRAME + 1, STRIDE[split]):
             read = sequence.track[first : first + FRAME]
             strand = "+" if read[0] in "012" else "-"
             if read[0] == "." or read != turns[strand][(begin := turns[strand].index(read[0])) : begin + FRAME]:
+                continue
+            start_G, end_G = within[strand].T
+            if not ((start_G <= first) & (end_G >= first + FRAME)).any():
                 continue
             name = f"{sequence.name}:{first}-{first + FRAME}"
             about = {"sequence": sequence.name, "start": first, "end": first + FRAME, "strand": strand,
