@@ -14,7 +14,8 @@ Differs  rows have as many regions and words as there are (theirs: 36, and 20 wi
          member of a picture's sample, shown in place of its caption for `ask` of the rows (theirs: a third of all
          sentences are questions); bytes unless a tokenizer is given (theirs: 30,522 word pieces)
 Expect   not run at paper scale; on collages, detector and people are stood in for: boxes and names are true, the
-         object is the picture shown and its attribute the kind of it, questions come from templates. tiny: RESULTS.md
+         object is the picture shown and its attribute the kind of it, questions come from templates (--questions when
+         they are built). tiny: no result kept yet
 Run      mmpre train lxmert --scale tiny --data collages/train --sidecar collages/regions/train
 """
 
