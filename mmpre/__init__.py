@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mmpre.data.mixture import Source
-    from mmpre.options import RunOptions
     from mmpre.recipe import Recipe, Stage, Task
-    from mmpre.run import load, resume, train
+    from mmpre.runs.options import RunOptions
+    from mmpre.runs.run import load, resume, train
     from mmpre.view import OtherSample, View
 
 __all__ = ["OtherSample", "Recipe", "RunOptions", "Source", "Stage", "Task", "View", "load", "resume", "train"]
 
 _homes = {
     "mmpre.data.mixture": ("Source",),
-    "mmpre.options": ("RunOptions",),
+    "mmpre.runs.options": ("RunOptions",),
     "mmpre.recipe": ("Recipe", "Stage", "Task"),
-    "mmpre.run": ("load", "resume", "train"),
+    "mmpre.runs.run": ("load", "resume", "train"),
     "mmpre.view": ("OtherSample", "View"),
 }
 

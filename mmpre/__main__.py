@@ -1,5 +1,5 @@
 """`python -m mmpre` is the command line."""
 
-from mmpre.cli import main
+from mmpre.command_line.cli import main
 
 main()

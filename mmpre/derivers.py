@@ -14,7 +14,7 @@ from mmpre.data.sample import BadMember, Sample
 from mmpre.data.shards import CorruptSample, ShardReader
 from mmpre.data.units import Units
 from mmpre.plugins import file_digest, load_file
-from mmpre.states import RunStates
+from mmpre.runs.states import RunStates
 from mmpre.tokens import Row
 
 POOLS = ("mean", "none")

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmpre.attention import Window
-from mmpre.attention_bias import ALiBi, LogBuckets, RelativeKey, Rotary
-from mmpre.attention_by_tokens import Roles
+from mmpre.attention.bias import ALiBi, LogBuckets, RelativeKey, Rotary
+from mmpre.attention.by_tokens import Roles
 from mmpre.blocks import Averaged, Block, Encoder
 from mmpre.merging_encoder import MergingEncoder
 from mmpre.sublayers.attention import Attention, GatedAttention

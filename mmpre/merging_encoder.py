@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmpre.attention import Plan
-from mmpre.attention_rules import EVERYONE
+from mmpre.attention.rules import EVERYONE
 from mmpre.blocks import Block, States
 from mmpre.merging import Merge, Windows, by_layers, merge_halves, merge_neighbours, most_halves, most_neighbours
 from mmpre.sublayers.protocol import Places, narrowed

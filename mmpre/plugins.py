@@ -18,11 +18,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mmpre.process_state import unchanged
+from mmpre.processes.process_state import unchanged
 from mmpre.values import problems
 
 GROUPS = {"recipe": "mmpre.recipes", "modality": "mmpre.modalities", "data set": "mmpre.data_sets",
-          "benchmark": "mmpre.benchmarks", "import": "mmpre.imports", "export": "mmpre.exports"}  # fmt: skip
+          "benchmark": "mmpre.benchmarks", "import": "mmpre.exchange.imports", "export": "mmpre.exports"}  # fmt: skip
 
 
 class PluginError(ValueError):
@@ -39,7 +39,7 @@ class LoadedRecipe:
     path: Path | None
     is_file: bool
     doc: str
-    claim: Any = None  # what the paper says is better than what (mmpre/claim.py)
+    claim: Any = None  # what the paper says is better than what (mmpre/claims/claim.py)
 
     @property
     def digest(self) -> str | None:

@@ -7,16 +7,16 @@ from functools import cached_property
 import numpy as np
 from torch import nn
 
-from mmpre.average import Average, averages
 from mmpre.data.mixture import Source, sources
 from mmpre.data.order import permute
 from mmpre.draw import hashed
 from mmpre.evaluation.results import Evaluation
 from mmpre.modality import Reader
 from mmpre.objectives.protocol import InBatch, Objective
-from mmpre.optim import Optimizer
+from mmpre.runs.starts import Carry, Origin, Start
 from mmpre.schedules import BatchRamp, LengthRamp
-from mmpre.starts import Carry, Origin, Start
+from mmpre.training.average import Average, averages
+from mmpre.training.optim import Optimizer
 from mmpre.view import Dealt, View
 
 

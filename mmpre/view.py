@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from mmpre.attention import Attend, Full
-from mmpre.attention_by_tokens import PerRow
+from mmpre.attention.by_tokens import PerRow
 from mmpre.data.contract import check_tokens
 from mmpre.data.sample import Sample
 from mmpre.draw import Draw, Draws

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from mmpre.attention import Attend
-from mmpre.attention_by_tokens import Graph
+from mmpre.attention.by_tokens import Graph
 from mmpre.data.code import LANGUAGES, Code, Language, read_code
 from mmpre.data.sample import BadMember, Sample
 from mmpre.data.vocabulary import open_vocabulary

@@ -18,7 +18,6 @@ Run      mmpre train babylm2 --scale tiny --data "text/*.tar"
 from torch import nn
 
 from mmpre.attention import Causal
-from mmpre.average import Average
 from mmpre.claims import Against, Claim, Measure
 from mmpre.dropout import Dropout
 from mmpre.encoder import ltgbert_encoder
@@ -30,10 +29,11 @@ from mmpre.masking.units import RandomLengths, WholeUnits
 from mmpre.modalities.text import Text, TextReader
 from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
-from mmpre.optim import LAMB, Cosine
 from mmpre.recipe import Recipe, Stage, Task
+from mmpre.runs.starts import Carry
 from mmpre.schedules import BatchRamp
-from mmpre.starts import Carry
+from mmpre.training.average import Average
+from mmpre.training.optim import LAMB, Cosine
 from mmpre.view import Dealt, View
 
 

@@ -16,9 +16,9 @@ from mmpre.masking.random import RandomTokens
 from mmpre.modalities.text import Text, TextReader
 from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
-from mmpre.optim import AdamW, Linear
 from mmpre.recipe import Recipe, Stage, Task
 from mmpre.schedules import LengthRamp
+from mmpre.training.optim import AdamW, Linear
 from mmpre.view import View
 
 

@@ -24,9 +24,9 @@ from mmpre.modalities.text import Text, TextReader
 from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
 from mmpre.objectives.replaced import Detect, Sampled
-from mmpre.optim import AdamW, Linear
 from mmpre.projected import Projected
 from mmpre.recipe import Recipe, Stage, Task
+from mmpre.training.optim import AdamW, Linear
 from mmpre.view import View
 
 

@@ -32,8 +32,8 @@ from mmpre.masking.units import InTurn
 from mmpre.modalities.code_graph import CodeGraph, CodeReader, graph_attend, same_words
 from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
-from mmpre.optim import AdamW, Linear
 from mmpre.recipe import Recipe, Stage, Task
+from mmpre.training.optim import AdamW, Linear
 from mmpre.view import View
 
 OTHERS = {"edge": None, "link": "code"}  # what a node is asked to be paired with: nodes, or pieces of code

@@ -39,8 +39,8 @@ from mmpre.modalities.regions import BoxedRegions, RegionReader
 from mmpre.modalities.text import Questions, Text, TextReader
 from mmpre.network import Network
 from mmpre.objectives.one_pass import Classify, Match, Means, OnePass, Predict
-from mmpre.optim import AdamW, Linear
 from mmpre.recipe import Recipe, Stage, Task
+from mmpre.training.optim import AdamW, Linear
 from mmpre.view import OtherSample, View
 
 

@@ -18,8 +18,8 @@ from mmpre.masking.exact import ExactShare
 from mmpre.modalities.image_patches import ImagePatches, ImageReader, SinCos, random_crops
 from mmpre.network import Network
 from mmpre.objectives.autoencode import Autoencode
-from mmpre.optim import AdamW, Cosine
 from mmpre.recipe import Recipe, Stage, Task
+from mmpre.training.optim import AdamW, Cosine
 from mmpre.view import View
 
 

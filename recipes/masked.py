@@ -37,9 +37,9 @@ from mmpre.modalities.text import Text, TextReader
 from mmpre.modalities.video import VideoReader, VideoTubelets
 from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
-from mmpre.optim import AdamW, Cosine
 from mmpre.recipe import Recipe, Stage, Task
 from mmpre.tokens import Tokens
+from mmpre.training.optim import AdamW, Cosine
 from mmpre.view import View
 
 Kind = Literal["text", "image_patches", "video", "regions", "speech", "dna", "code_graph"]

@@ -31,8 +31,8 @@ from mmpre.modalities.dna import Dna, DnaReader
 from mmpre.network import Network
 from mmpre.objectives.merged import MergedReconstruction, Shares
 from mmpre.objectives.one_pass import OnePass, Predict
-from mmpre.optim import AdamW, Cosine
 from mmpre.recipe import Recipe, Stage, Task
+from mmpre.training.optim import AdamW, Cosine
 from mmpre.view import View
 
 

@@ -17,17 +17,17 @@ from typing import Literal
 
 from mmpre.claims import Against, Before, Claim
 from mmpre.encoder import bert_encoder
+from mmpre.exchange.imports import start_of
 from mmpre.heads.pool import First, Mean, Tower
 from mmpre.heads.vocabulary import Vocabulary
-from mmpre.imports import start_of
 from mmpre.masking.random import RandomTokens
 from mmpre.modalities.text import ErasedText, Text, TextReader
 from mmpre.network import Network
 from mmpre.objectives.contrast import Contrast, NTXent
 from mmpre.objectives.one_pass import OnePass, Predict
-from mmpre.optim import AdamW, Constant
 from mmpre.recipe import Recipe, Stage, Task
-from mmpre.starts import FromRun
+from mmpre.runs.starts import FromRun
+from mmpre.training.optim import AdamW, Constant
 from mmpre.view import View
 
 

@@ -21,16 +21,16 @@ import math
 from torch import nn
 
 from mmpre.encoder import modernbert_encoder
+from mmpre.exchange.imports import start_of
 from mmpre.heads.transform import Transform
 from mmpre.heads.vocabulary import Vocabulary
-from mmpre.imports import start_of
 from mmpre.masking.random import RandomTokens
 from mmpre.modalities.text import Text, TextReader
 from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
-from mmpre.optim import AdamW
 from mmpre.recipe import Recipe, Stage, Task
 from mmpre.schedules import WSD, BatchRamp
+from mmpre.training.optim import AdamW
 from mmpre.view import View
 
 EPS = 1e-5

@@ -22,8 +22,8 @@ from mmpre.modalities.text import Text, TextReader
 from mmpre.modalities.video import VideoReader, VideoTubelets
 from mmpre.network import Network
 from mmpre.objectives.contrast import Contrast, InfoNCE, SigLIP
-from mmpre.optim import AdamW, Cosine
 from mmpre.recipe import Recipe, Stage, Task
+from mmpre.training.optim import AdamW, Cosine
 from mmpre.view import View
 
 

@@ -28,8 +28,8 @@ from mmpre.modalities.regions import RegionReader, Regions
 from mmpre.modalities.text import Text, TextReader
 from mmpre.network import Network
 from mmpre.objectives.one_pass import Align, Match, OnePass, Predict
-from mmpre.optim import AdamW, Linear
 from mmpre.recipe import Recipe, Stage, Task
+from mmpre.training.optim import AdamW, Linear
 from mmpre.view import OtherSample, View
 
 

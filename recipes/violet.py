@@ -35,8 +35,8 @@ from mmpre.network import Network
 from mmpre.objectives.among import Among
 from mmpre.objectives.attended import Attended
 from mmpre.objectives.one_pass import OnePass, Predict
-from mmpre.optim import AdamW, Constant
 from mmpre.recipe import Recipe, Stage, Task
+from mmpre.training.optim import AdamW, Constant
 from mmpre.view import View
 
 

@@ -23,8 +23,8 @@ from mmpre.masking.everything import Everything
 from mmpre.modalities import image_patches, video
 from mmpre.network import Network
 from mmpre.objectives.quantize import Quantize
-from mmpre.optim import AdamW, Cosine
 from mmpre.recipe import Recipe, Stage, Task
+from mmpre.training.optim import AdamW, Cosine
 from mmpre.view import View
 
 

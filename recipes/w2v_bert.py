@@ -24,9 +24,9 @@ from mmpre.masking.spans import StartedSpans
 from mmpre.modalities.speech import FbankReader, FrameConvolutions, Speech
 from mmpre.network import Network
 from mmpre.objectives.own_codes import OwnCodes
-from mmpre.optim import AdamW, InverseSqrt
 from mmpre.recipe import Recipe, Stage, Task
 from mmpre.schedules import ExponentialRamp
+from mmpre.training.optim import AdamW, InverseSqrt
 from mmpre.view import View
 
 

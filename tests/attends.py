@@ -6,8 +6,8 @@ import math
 import torch
 
 from mmpre.attention import Causal, Full, Together, Window
-from mmpre.attention_bias import ALiBi, RelativeKey, T5Buckets
-from mmpre.attention_by_tokens import Graph, PerRow, Positions, Prefix, Roles, Slots
+from mmpre.attention.bias import ALiBi, RelativeKey, T5Buckets
+from mmpre.attention.by_tokens import Graph, PerRow, Positions, Prefix, Roles, Slots
 from mmpre.tokens import Batch, Ragged, Row, Tokens, pack
 
 # texts and nodes of each row

@@ -9,7 +9,7 @@ from PIL import Image
 
 import mmpre
 from mmpre.data.shard_writer import shard_writer
-from mmpre.options import RunOptions
+from mmpre.runs.options import RunOptions
 
 EVIL = "<script>alert(1)</script>"  # a key that a careless page would run
 OPTIONS = RunOptions(workers=0, log_every=1, save_every=4, threads=1)

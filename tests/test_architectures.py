@@ -20,7 +20,7 @@ from transformers import (
 from transformers.models.lxmert.modeling_lxmert import LxmertXLayer
 
 from mmpre.attention import Causal, Full
-from mmpre.attention_by_tokens import Roles
+from mmpre.attention.by_tokens import Roles
 from mmpre.blocks import Block, Encoder
 from mmpre.encoder import (
     conformer_encoder,

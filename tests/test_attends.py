@@ -6,10 +6,10 @@ from attends import ATTENDS, SIZES, Facts, by_hand, some_batch, some_bias
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention.flex_attention import flex_attention
 
-from mmpre import attention_backends
 from mmpre.attention import Attend, Causal, Full, Layers, Plan, Together, Window
-from mmpre.attention_backends import attend, attention_probabilities
-from mmpre.attention_by_tokens import Graph, PerRow, Positions, Prefix
+from mmpre.attention import backends as attention_backends
+from mmpre.attention.backends import attend, attention_probabilities
+from mmpre.attention.by_tokens import Graph, PerRow, Positions, Prefix
 from mmpre.tokens import Layout
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -6,8 +6,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmpre.attention import Causal, Full, Together, Window
-from mmpre.attention_backends import attend, attention_probabilities
-from mmpre.attention_bias import ALiBi
+from mmpre.attention.backends import attend, attention_probabilities
+from mmpre.attention.bias import ALiBi
 from mmpre.dropout import Dropout
 from mmpre.tokens import Layout
 
@@ -249,7 +249,7 @@ def test_xformers_takes_cuda_tensors(who, dropout, dtype, force, monkeypatch):
 
 
 def test_the_backend_is_chosen_by_device_type_plan_bias_and_dropout(monkeypatch):
-    from mmpre import attention_backends as backends
+    from mmpre.attention import backends as backends
 
     with FakeTensorMode():
         half, full = (torch.empty(3, 1, 8, dtype=t, device="cuda") for t in (torch.bfloat16, torch.float32))

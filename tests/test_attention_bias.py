@@ -6,8 +6,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from mmpre.attention import Full
-from mmpre.attention_bias import ALiBi, RelativeKey, Rotary, T5Buckets, slopes
-from mmpre.attention_by_tokens import Positions
+from mmpre.attention.bias import ALiBi, RelativeKey, Rotary, T5Buckets, slopes
+from mmpre.attention.by_tokens import Positions
 from mmpre.tokens import Layout
 
 

@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from parity_text import some_samples, word_tokenizer
 
-from mmpre.attention_bias import LogBuckets
+from mmpre.attention.bias import LogBuckets
 from mmpre.data.sample import Sample
 from mmpre.draw import Draw
 from mmpre.encoder import ltgbert_encoder
 from mmpre.masking.everything import Everything
-from mmpre.optim import set_learning_rate
 from mmpre.recipes.babylm2 import babylm2, scales
 from mmpre.tokens import Layout, pack
+from mmpre.training.optim import set_learning_rate
 from mmpre.view import Dealt, View
 
 DRAW = Draw.micro_batch(0, 0, 0, 0)

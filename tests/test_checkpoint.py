@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmpre import checkpoint
-from mmpre.checkpoint import CheckpointError
+from mmpre.runs import checkpoint
+from mmpre.runs.checkpoint import CheckpointError
 
 
 def network(seed=0, width=16):
@@ -188,7 +188,7 @@ def test_a_full_disk_is_told_beforehand_and_harms_nothing(tmp_path, monkeypatch)
 SAVER = """
 import resource, signal, sys, torch
 from pathlib import Path
-from mmpre import checkpoint
+from mmpre.runs import checkpoint
 folder, limit = Path(sys.argv[1]), int(sys.argv[2])
 if limit:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

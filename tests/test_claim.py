@@ -14,9 +14,9 @@ import pytest
 from small_runs import pairs
 from test_cli import run
 
-from mmpre.claim import ClaimOptions, compare
-from mmpre.claim_page import drawn, page
 from mmpre.claims import Against, Claim, Measure
+from mmpre.claims.claim import ClaimOptions, compare
+from mmpre.claims.page import drawn, page
 
 RECIPE = '''
 """A claim about electra at a size of seconds."""
@@ -104,7 +104,7 @@ def test_a_claim_is_made_by_the_command_line_and_taken_up_again(tmp_path, capsys
 def test_an_arm_that_fails_is_named_and_the_others_are_kept(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = words_of(tmp_path, RECIPE.replace('"learn": "masked"', '"learn": "masked", "hide": 1.5'))
-    monkeypatch.setattr("mmpre.claim._flops", lambda *_: 1.0)  # which would be told first
+    monkeypatch.setattr("mmpre.claims.claim._flops", lambda *_: 1.0)  # which would be told first
     code, _, err = run(capsys, *words)
     assert code == 2 and "claim: 2 of 4 runs failed; the others are kept" in err, err
     assert "masked words, seed 0: mmpre: ExactShare: share must" in err and "masked-words-0.log" in err, err

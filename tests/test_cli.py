@@ -8,8 +8,8 @@ import webdataset
 from test_run import TONES, melodies, shards  # noqa: F401  (a fixture)
 
 import mmpre
-from mmpre.arguments import comments
-from mmpre.cli import main
+from mmpre.command_line.arguments import comments
+from mmpre.command_line.cli import main
 
 
 def run(capsys, *words):

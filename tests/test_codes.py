@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from pictures import encoded, sample, waves
 
 import mmpre
-from mmpre.cli import main
 from mmpre.codes import Centres, Codebook, use
+from mmpre.command_line.cli import main
 from mmpre.data.codes import WithCodes
 from mmpre.data.derive import DeriveError, derive
 from mmpre.data.index import open_shards
@@ -31,8 +31,8 @@ from mmpre.masking.grid import Tube
 from mmpre.modalities.video import VideoReader, VideoTubelets
 from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
-from mmpre.options import RunOptions
 from mmpre.recipes.visual_tokens import visual_tokens
+from mmpre.runs.options import RunOptions
 from mmpre.tokens import Tokens, pack
 from mmpre.view import View
 

@@ -5,9 +5,9 @@ import pytest
 
 import mmpre
 from mmpre.data.shards import shard_writer
-from mmpre.metrics import read_metrics
-from mmpre.options import RunOptions
 from mmpre.recipes.bert import bert
+from mmpre.runs.metrics import read_metrics
+from mmpre.runs.options import RunOptions
 
 
 def test_exact_mode_refuses_compiled_code():

@@ -10,9 +10,7 @@ from parity_text import some_samples, word_tokenizer
 from mmpre.data.loader import MicroBatch, Slot
 from mmpre.draw import Draw
 from mmpre.encoder import bert_encoder
-from mmpre.gradients import Summed
 from mmpre.heads.pool import First, Mean, Tower
-from mmpre.loop import Context, Tally, backward, step_counts
 from mmpre.masking.random import RandomTokens
 from mmpre.modalities.regions import RegionReader, Regions
 from mmpre.modalities.text import Text, TextReader
@@ -21,6 +19,8 @@ from mmpre.objectives.contrast import Contrast, InfoNCE, NTXent, SigLIP
 from mmpre.processes import Processes
 from mmpre.recipe import Task
 from mmpre.tokens import Views, pack
+from mmpre.training.gradients import Summed
+from mmpre.training.loop import Context, Tally, backward, step_counts
 from mmpre.view import View
 
 DRAW = Draw.micro_batch(0, 0, 0, 0)

@@ -10,14 +10,14 @@ import safetensors.torch
 import torch
 
 import mmpre
-from mmpre.cli import main
+from mmpre.command_line.cli import main
 from mmpre.data.derive import DeriveError, Deriver, derive
 from mmpre.data.index import open_shards
 from mmpre.data.sample import BadMember
 from mmpre.data.shards import CorruptSample, ShardReader, Sidecar, shard_writer
 from mmpre.derivers import from_run
-from mmpre.options import RunOptions
-from mmpre.states import StatesError
+from mmpre.runs.options import RunOptions
+from mmpre.runs.states import StatesError
 
 TONES = Path(__file__).parent / "tones.py"
 COUNTING = '''

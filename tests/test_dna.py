@@ -8,7 +8,7 @@ import pytest
 import torch
 import webdataset
 
-from mmpre.cli import main
+from mmpre.command_line.cli import main
 from mmpre.data import fasta
 from mmpre.data.bases import codes_of, letters_of, reverse_complement
 from mmpre.data.index import open_shards

@@ -10,9 +10,9 @@ from torch import nn
 from mmpre.data.sample import Sample
 from mmpre.draw import Draw
 from mmpre.objectives.replaced import area_under_roc
-from mmpre.optim import set_learning_rate
 from mmpre.plan import plan
 from mmpre.recipes.electra import electra, scales
+from mmpre.training.optim import set_learning_rate
 
 DRAW = Draw.micro_batch(0, 0, 0, 0)
 SMALL = dict(

@@ -16,14 +16,14 @@ from test_export import a_run
 from webdataset import ShardWriter
 
 import mmpre
-from mmpre import embed_parts
-from mmpre.cli import main
+from mmpre.command_line.cli import main
 from mmpre.embed import embed
-from mmpre.embed_parts import EmbedError, Work
-from mmpre.embedded import about_of, keys
+from mmpre.embed import parts as embed_parts
+from mmpre.embed.files import about_of, keys
+from mmpre.embed.parts import EmbedError, Work
 from mmpre.modalities.image_patches import ImageReader, middle, random_crops
-from mmpre.options import RunOptions
-from mmpre.states import RunStates, StatesError
+from mmpre.runs.options import RunOptions
+from mmpre.runs.states import RunStates, StatesError
 
 TONES = Path(__file__).parent / "tones.py"
 COUNT = 21

@@ -9,11 +9,10 @@ import transformers
 from parity_text import vary, word_tokenizer
 
 import mmpre
-from mmpre.cli import main
-from mmpre.export import Check, ExportError, export
-from mmpre.imported_run import _write
-from mmpre.imports import ImportedError, fill
-from mmpre.options import RunOptions
+from mmpre.command_line.cli import main
+from mmpre.exchange.export import Check, ExportError, export
+from mmpre.exchange.imported_run import _write
+from mmpre.exchange.imports import ImportedError, fill
 from mmpre.plugins import find_recipe
 from mmpre.recipes.exports import bert as bert_export
 from mmpre.recipes.exports import electra, modernbert, roberta, sentences, vit, vit_mae, wav2vec2_bert
@@ -21,7 +20,8 @@ from mmpre.recipes.imports import bert as bert_family
 from mmpre.recipes.imports import modernbert as modernbert_family
 from mmpre.recipes.imports import vit as vit_family
 from mmpre.recipes.imports import wav2vec2_bert as speech_family
-from mmpre.run import build, new_record
+from mmpre.runs.options import RunOptions
+from mmpre.runs.run import build, new_record
 
 TEXT = dict(width=32, depth=2, heads=4, length=16, dropout=0.0, steps=2, warmup=1, batch=4, micro_batches=1)
 EXPORTS = {"bert": bert_export, "electra": electra, "modernbert": modernbert, "roberta": roberta,
@@ -32,8 +32,8 @@ IMPORTS = {"bert": bert_family, "modernbert": modernbert_family, "vit": vit_fami
 @pytest.fixture(autouse=True)
 def plugins(monkeypatch):
     """Those of this tree, whatever entry points are installed."""
-    monkeypatch.setattr("mmpre.imports.survey", lambda kind: (IMPORTS, {}))
-    monkeypatch.setattr("mmpre.export.survey", lambda kind: (EXPORTS, {}))
+    monkeypatch.setattr("mmpre.exchange.imports.survey", lambda kind: (IMPORTS, {}))
+    monkeypatch.setattr("mmpre.exchange.export.survey", lambda kind: (EXPORTS, {}))
 
 
 def a_run(out: Path, recipe: str, **numbers) -> Path:

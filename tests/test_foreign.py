@@ -17,23 +17,23 @@ from torch import nn
 
 import mmpre
 from mmpre.attention import Full
-from mmpre.cli import main
+from mmpre.command_line.cli import main
 from mmpre.draw import Draw
 from mmpre.encoder import vit_encoder
+from mmpre.exchange.imported_run import import_model
+from mmpre.exchange.imports import Imported, ImportedError, fill
 from mmpre.heads.vocabulary import Vocabulary
-from mmpre.imported_run import import_model
-from mmpre.imports import Imported, ImportedError, fill
 from mmpre.masking.random import RandomTokens
 from mmpre.modalities.image_patches import ImagePatches, ImageReader, LearnedGrid
 from mmpre.network import Network
-from mmpre.options import RunOptions
 from mmpre.recipes.bert import bert
 from mmpre.recipes.imports import bert as bert_family
 from mmpre.recipes.imports import vit as vit_family
 from mmpre.recipes.imports import wav2vec2_bert as speech_family
 from mmpre.recipes.mae import mae
 from mmpre.recipes.w2v_bert import w2v_bert
-from mmpre.run import RunError
+from mmpre.runs.options import RunOptions
+from mmpre.runs.run import RunError
 from mmpre.tokens import Row, Tokens, pack
 from mmpre.view import View
 
@@ -49,7 +49,7 @@ VIT = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermedi
 def families(monkeypatch):
     """Those of this tree, whatever entry points are installed."""
     known = {"bert": bert_family, "vit": vit_family, "wav2vec2_bert": speech_family}
-    monkeypatch.setattr("mmpre.imports.survey", lambda kind: (known, {}))
+    monkeypatch.setattr("mmpre.exchange.imports.survey", lambda kind: (known, {}))
 
 
 def saved(model, folder):

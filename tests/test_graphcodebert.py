@@ -18,11 +18,11 @@ from mmpre.masking.corrupt import HideAll
 from mmpre.masking.pairs import AskPairs, ShufflePairs
 from mmpre.masking.units import InTurn
 from mmpre.modalities.code_graph import CodeReader, same_words
-from mmpre.optim import set_learning_rate
 from mmpre.plan import plan
 from mmpre.processes import Processes
 from mmpre.recipes.graphcodebert import graphcodebert, scales
 from mmpre.tokens import pack
+from mmpre.training.optim import set_learning_rate
 from mmpre.view import View
 
 DRAW = Draw.micro_batch(0, 0, 0, 0)

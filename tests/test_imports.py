@@ -47,7 +47,7 @@ def test_modalities_do_not_import_each_other():
 def test_the_command_line_answers_without_torch(command):
     code = f"""
 import sys
-from mmpre.cli import main
+from mmpre.command_line.cli import main
 try:
     main({command!r})
 except SystemExit as e:

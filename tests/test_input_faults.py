@@ -10,10 +10,10 @@ from test_cli import run as command
 from test_run import TONES, melodies, shards  # noqa: F401  (a fixture)
 
 import mmpre
-from mmpre.options import RunOptions
 from mmpre.plugins import PluginError, find_recipe
-from mmpre.record import read_record
-from mmpre.record_check import RunError
+from mmpre.runs.options import RunOptions
+from mmpre.runs.record import read_record
+from mmpre.runs.record_check import RunError
 from mmpre.values import problems
 
 
@@ -214,7 +214,7 @@ def test_a_record_that_is_no_json_of_ours_names_its_file_and_the_way_out(tmp_pat
 
 @pytest.mark.fault("G9")
 def test_log_lines_cannot_speak_to_the_terminal(caplog):
-    from mmpre.cli import _Printable
+    from mmpre.command_line.cli import _Printable
 
     record = logging.LogRecord("mmpre", logging.WARNING, "", 0, "%s is odd", ("a\x1b[2J\x07\u202e.tar",), None)
     assert _Printable().format(record) == r"a\x1b[2J\x07\u202e.tar is odd"

@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 
 import mmpre
-from mmpre.checkpoint import of_run
 from mmpre.data.index import open_shards
 from mmpre.data.loader import MicroBatches, load, slots, valid_slots
 from mmpre.data.sample import Sample
 from mmpre.data.shards import ShardReader, shard_writer
 from mmpre.data.units import Units, measure
 from mmpre.draw import Draw
-from mmpre.metrics import read_metrics
 from mmpre.modalities.text import TextReader
-from mmpre.optim import AdamW, Constant
-from mmpre.options import RunOptions
 from mmpre.recipe import Stage, Task
 from mmpre.recipes.bert import bert
+from mmpre.runs.checkpoint import of_run
+from mmpre.runs.metrics import read_metrics
+from mmpre.runs.options import RunOptions
 from mmpre.schedules import LengthRamp
+from mmpre.training.optim import AdamW, Constant
 from mmpre.view import View
 
 TINY = dict(

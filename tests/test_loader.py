@@ -13,8 +13,8 @@ from mmpre.data.units import Units
 from mmpre.masking.corrupt import HideAll
 from mmpre.masking.random import RandomTokens
 from mmpre.masking.schedule import Line
-from mmpre.optim import AdamW, Constant
 from mmpre.recipe import Stage, Task
+from mmpre.training.optim import AdamW, Constant
 from mmpre.view import OtherSample, View
 
 

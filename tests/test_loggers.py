@@ -10,9 +10,9 @@ import pytest
 import webdataset
 
 import mmpre
-from mmpre.loggers import Loggers, flat
-from mmpre.metrics import read_metrics
-from mmpre.options import RunOptions
+from mmpre.runs.loggers import Loggers, flat
+from mmpre.runs.metrics import read_metrics
+from mmpre.runs.options import RunOptions
 
 TONES = Path(__file__).parent / "tones.py"
 RECORD = {"started": "2026-01-02T03:04:05+00:00", "recipe": {"name": "tones"}, "scale": None, "numbers": {"width": 32},

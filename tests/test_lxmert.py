@@ -12,15 +12,15 @@ from torch import nn
 
 from mmpre.draw import Draw
 from mmpre.encoder import two_stream_encoder
+from mmpre.exchange.imports import ImportedError, fill
+from mmpre.exchange.key_table import to_ours, under
 from mmpre.heads.answers import Answers
-from mmpre.imports import ImportedError, fill
-from mmpre.key_table import to_ours, under
 from mmpre.objectives.one_pass import Classify, OnePass
-from mmpre.optim import set_learning_rate
 from mmpre.plan import plan
 from mmpre.recipes.bert import bert
 from mmpre.recipes.imports import lxmert as family
 from mmpre.recipes.lxmert import lxmert, scales
+from mmpre.training.optim import set_learning_rate
 from mmpre.view import OtherSample, View
 
 DRAW = Draw.micro_batch(0, 0, 0, 0)
@@ -34,7 +34,7 @@ SMALL = dict(
 @pytest.fixture(autouse=True)
 def plugins(monkeypatch):
     """Those of this tree, whatever entry points are installed."""
-    monkeypatch.setattr("mmpre.imports.survey", lambda kind: ({"lxmert": family}, {}))
+    monkeypatch.setattr("mmpre.exchange.imports.survey", lambda kind: ({"lxmert": family}, {}))
 
 
 @pytest.fixture

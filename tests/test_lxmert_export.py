@@ -5,14 +5,14 @@ import torch
 from parity_text import vary, word_tokenizer
 
 import mmpre
-from mmpre.export import Check, ExportError, export
-from mmpre.imported_run import _write
-from mmpre.imports import fill
-from mmpre.options import RunOptions
+from mmpre.exchange.export import Check, ExportError, export
+from mmpre.exchange.imported_run import _write
+from mmpre.exchange.imports import fill
 from mmpre.plugins import find_recipe
 from mmpre.recipes.exports import lxmert as exporter
 from mmpre.recipes.imports import lxmert as family
-from mmpre.run import build, new_record
+from mmpre.runs.options import RunOptions
+from mmpre.runs.run import build, new_record
 
 SMALL = dict(width=32, language=2, relations=1, cross=2, heads=4, length=16, positions=16, regions=9, features=16,
              objects=7, attributes=5, answers=6)  # fmt: skip
@@ -21,8 +21,8 @@ SMALL = dict(width=32, language=2, relations=1, cross=2, heads=4, length=16, pos
 @pytest.fixture(autouse=True)
 def plugins(monkeypatch):
     """Those of this tree, whatever entry points are installed."""
-    monkeypatch.setattr("mmpre.imports.survey", lambda kind: ({"lxmert": family}, {}))
-    monkeypatch.setattr("mmpre.export.survey", lambda kind: ({"lxmert": exporter}, {}))
+    monkeypatch.setattr("mmpre.exchange.imports.survey", lambda kind: ({"lxmert": family}, {}))
+    monkeypatch.setattr("mmpre.exchange.export.survey", lambda kind: ({"lxmert": exporter}, {}))
 
 
 def a_run(tmp_path, **numbers):

@@ -13,8 +13,8 @@ import webdataset
 from torchrun_jobs import carry_out
 
 import mmpre
-from mmpre.metrics import read_metrics
-from mmpre.options import RunOptions
+from mmpre.runs.metrics import read_metrics
+from mmpre.runs.options import RunOptions
 
 WAYS = {"sum": {"parallel": "sum"}, "ddp": {"parallel": "ddp"}, "fsdp": {"parallel": "fsdp"}, "exact": {"exact": True}}
 

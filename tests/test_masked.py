@@ -7,7 +7,7 @@ import pytest
 
 import mmpre
 from mmpre.data.shards import shard_writer
-from mmpre.evaluate import evaluate
+from mmpre.evaluation.evaluate import evaluate
 from mmpre.modalities.code_graph import graph_attend
 from mmpre.plugins import find_recipe
 from mmpre.recipes.masked import Kind

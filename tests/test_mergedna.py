@@ -8,7 +8,7 @@ from scipy.stats import chisquare
 from torch import nn
 
 from mmpre.attention import Full, Plan
-from mmpre.attention_rules import CAUSAL
+from mmpre.attention.rules import CAUSAL
 from mmpre.data.sample import Sample
 from mmpre.draw import Draw
 from mmpre.encoder import llama_encoder, merging_encoder
@@ -17,11 +17,11 @@ from mmpre.heads.vocabulary import Vocabulary
 from mmpre.merging import Merge
 from mmpre.merging_encoder import Merged
 from mmpre.objectives.merged import MergedReconstruction, Shares
-from mmpre.optim import set_learning_rate
 from mmpre.plan import plan
 from mmpre.processes import Processes
 from mmpre.recipes.mergedna import mergedna, scales
 from mmpre.tokens import Layout
+from mmpre.training.optim import set_learning_rate
 
 DRAW = Draw.micro_batch(0, 0, 0, 0)
 SMALL = dict(

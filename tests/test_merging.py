@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from mmpre.attention import Full, Plan, Window
-from mmpre.attention_backends import attend
-from mmpre.attention_bias import ALiBi
-from mmpre.attention_rules import Band
+from mmpre.attention.backends import attend
+from mmpre.attention.bias import ALiBi
+from mmpre.attention.rules import Band
 from mmpre.merging import (
     Merge,
     Windows,

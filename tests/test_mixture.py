@@ -17,7 +17,7 @@ from mmpre.data.order import Order
 from mmpre.data.shards import ShardReader, shard_writer
 from mmpre.data.units import TooFewSamplesError, Units
 from mmpre.draw import hashed
-from mmpre.options import RunOptions
+from mmpre.runs.options import RunOptions
 from mmpre.view import View
 
 TONES = Path(__file__).parent / "tones.py"

@@ -4,8 +4,8 @@ from parity_text import some_batch, some_samples, word_tokenizer
 
 from mmpre.data.loader import MicroBatches
 from mmpre.draw import Draw
-from mmpre.optim import set_learning_rate
 from mmpre.recipes.mosaicbert import mosaicbert, scales
+from mmpre.training.optim import set_learning_rate
 
 DRAW = Draw.micro_batch(0, 0, 0, 0)
 SMALL = dict(width=32, depth=2, heads=4, length=16, batch=8, micro_batches=1, steps=10, warmup=1, dropout=0.0)

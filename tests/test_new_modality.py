@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import mmpre
-from mmpre.cli import main
+from mmpre.command_line.cli import main
+from mmpre.command_line.new_modality import MODULE, new_modality
 from mmpre.data.sample import Sample
-from mmpre.evaluate import evaluate
-from mmpre.new_modality import MODULE, new_modality
+from mmpre.evaluation.evaluate import evaluate
 from mmpre.plugins import find_data_set, find_recipe
 from mmpre.testing import check_modality
 

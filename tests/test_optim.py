@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from mmpre.encoder import bert_encoder
-from mmpre.optim import LAMB, AdamW, LayerDecay, set_learning_rate
 from mmpre.schedules import WSD, Constant, Cosine, CosineRamp, InverseSqrt, Linear, LinearRamp
+from mmpre.training.optim import LAMB, AdamW, LayerDecay, set_learning_rate
 
 FLAT = Constant()
 
@@ -166,7 +166,7 @@ def test_rates_fall_layer_by_layer_towards_the_input():
 
 
 def test_an_optimizers_state_comes_back_by_name():
-    from mmpre import checkpoint
+    from mmpre.runs import checkpoint
 
     module = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     made = LAMB(lr=0.1, schedule=FLAT)

@@ -5,7 +5,7 @@ import tarfile
 
 import pytest
 
-from mmpre.cli import main
+from mmpre.command_line.cli import main
 from mmpre.data.index import open_shards
 from mmpre.data.pack import PackError, pack_files
 from mmpre.data.shards import ShardReader

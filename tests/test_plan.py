@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from webdataset import ShardWriter
 
 import mmpre
-from mmpre.cli import main
+from mmpre.command_line.cli import main
 from mmpre.data.audio import Audio
 from mmpre.data.sample import Sample
 from mmpre.draw import Draw
@@ -28,12 +28,12 @@ from mmpre.modalities.text import ErasedText, TextReader
 from mmpre.modalities.timm_images import SquareReader
 from mmpre.modalities.video import VideoReader
 from mmpre.objectives.contrast import Contrast, InfoNCE
-from mmpre.options import RunOptions
 from mmpre.plan import PlanError, PlanOptions, plan
-from mmpre.plan_trace import _COUNTS
+from mmpre.plan.trace import _COUNTS
 from mmpre.plugins import find_recipe
 from mmpre.recipe import Recipe, Task
 from mmpre.recipes.bert import bert
+from mmpre.runs.options import RunOptions
 from mmpre.tokens import pack
 
 TONES = Path(__file__).parent / "tones.py"

@@ -11,14 +11,14 @@ import time
 
 import pytest
 
-from mmpre.lock import LockedError, RunLock
-from mmpre.metrics import MetricsWriter, read_metrics
-from mmpre.stopping import HANG_EXIT, Stopper
+from mmpre.processes.stopping import HANG_EXIT, Stopper
+from mmpre.runs.lock import LockedError, RunLock
+from mmpre.runs.metrics import MetricsWriter, read_metrics
 from mmpre.strict_json import JSONError, parse, read
 
 ENDING = """
 import atexit, ctypes, logging, sys, threading, time
-from mmpre.stopping import end_at_once
+from mmpre.processes.stopping import end_at_once
 # what a thread of C++ can do to a process whose interpreter is going down
 libc = ctypes.CDLL(None)
 libc.__cxa_atexit(ctypes.cast(libc.abort, ctypes.c_void_p), None, None)
@@ -48,7 +48,7 @@ print(len(os.listdir("/proc/self/task")) - before)
 HOLDER = """
 import sys, time
 from pathlib import Path
-from mmpre.lock import RunLock
+from mmpre.runs.lock import RunLock
 with RunLock(Path(sys.argv[1])):
     print("held", flush=True)
     import os
@@ -125,7 +125,7 @@ def test_signals_are_remembered_and_handlers_put_back():
 WORKER = """
 import multiprocessing, os, sys, time
 def work():
-    from mmpre.stopping import worker_init
+    from mmpre.processes.stopping import worker_init
     worker_init()
     print(os.getpid(), flush=True)
     time.sleep(60)
@@ -162,7 +162,7 @@ def _alive(pid):
 HANG = """
 import sys, time
 from pathlib import Path
-from mmpre.stopping import Watchdog
+from mmpre.processes.stopping import Watchdog
 with Watchdog(0.5, Path(sys.argv[1]), 3) as watchdog:
     watchdog.phase("held-out loss", 17)
     time.sleep(60)

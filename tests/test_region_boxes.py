@@ -11,7 +11,7 @@ from pictures import sample as picture
 from PIL import Image
 from torch import nn
 
-from mmpre.cli import main
+from mmpre.command_line.cli import main
 from mmpre.data.index import open_shards
 from mmpre.data.sample import BadMember, Sample
 from mmpre.data.shards import ShardReader, Sidecar, shard_writer

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import fsspec
 import pytest
 
-from mmpre.cli import main
+from mmpre.command_line.cli import main
 from mmpre.data import remote
 from mmpre.data.index import ShardError, expand_shards, open_shards
 from mmpre.data.remote import Remote, StorageError

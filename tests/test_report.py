@@ -13,12 +13,9 @@ import pytest
 import small_runs
 from small_runs import EVIL
 
-from mmpre.arguments import asked_of
-from mmpre.cli import main
-from mmpre.options import RunOptions
+from mmpre.command_line.arguments import asked_of
+from mmpre.command_line.cli import main
 from mmpre.plugins import find_recipe
-from mmpre.record import commit, read_record
-from mmpre.record_check import RunError
 from mmpre.report import chart, page
 from mmpre.report.account import read
 from mmpre.report.chart import Axis, Chart, Mark, Series, number
@@ -26,6 +23,9 @@ from mmpre.report.command import again
 from mmpre.report.curves import _rates, groups
 from mmpre.report.differences import differences
 from mmpre.report.page import report
+from mmpre.runs.options import RunOptions
+from mmpre.runs.record import commit, read_record
+from mmpre.runs.record_check import RunError
 
 
 @pytest.fixture(scope="module")

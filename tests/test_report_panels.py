@@ -18,8 +18,8 @@ from small_runs import EVIL
 from test_report import text_of
 
 from mmpre.attention import Full
-from mmpre.attention_backends import attend, attention_probabilities, watched
-from mmpre.cli import main
+from mmpre.attention.backends import attend, attention_probabilities, watched
+from mmpre.command_line.cli import main
 from mmpre.data.sample import Sample
 from mmpre.data.shard_writer import shard_writer
 from mmpre.draw import Draw

@@ -16,10 +16,10 @@ import mmpre
 import mmpre.data.shards as shards_module
 from mmpre.data.index import open_shards
 from mmpre.data.shards import ShardReader
-from mmpre.leg import SaveError
-from mmpre.metrics import MetricsWriter, append, read_metrics
-from mmpre.options import RunOptions
 from mmpre.plugins import PluginError, find_recipe
+from mmpre.runs.leg import SaveError
+from mmpre.runs.metrics import MetricsWriter, append, read_metrics
+from mmpre.runs.options import RunOptions
 
 
 @contextmanager

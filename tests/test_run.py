@@ -15,11 +15,11 @@ import torch
 import webdataset
 
 import mmpre
-from mmpre.loop import Step
-from mmpre.metrics import read_metrics
-from mmpre.options import RunOptions
-from mmpre.progress import Progress
-from mmpre.run import RunError
+from mmpre.runs.metrics import read_metrics
+from mmpre.runs.options import RunOptions
+from mmpre.runs.progress import Progress
+from mmpre.runs.run import RunError
+from mmpre.training.loop import Step
 
 TONES = Path(__file__).parent / "tones.py"
 

@@ -25,10 +25,10 @@ from mmpre.data import remote
 from mmpre.data.index import ShardError, open_shards
 from mmpre.data.sample import BadMember, Sample
 from mmpre.data.shards import ShardReader, shard_writer
-from mmpre.options import RunOptions
 from mmpre.plugins import PluginError, find_recipe, survey
-from mmpre.record import _write as write_record
-from mmpre.record_check import RunError
+from mmpre.runs.options import RunOptions
+from mmpre.runs.record import _write as write_record
+from mmpre.runs.record_check import RunError
 
 EXACT = RunOptions(workers=0, exact=True)
 

@@ -15,8 +15,8 @@ from mmpre.data.ledger import TooManyHolesError
 from mmpre.data.loader import LoadingError, MicroBatches, slots
 from mmpre.data.shards import CorruptSample, ShardReader, shard_writer
 from mmpre.data.units import Units
-from mmpre.options import RunOptions
 from mmpre.plugins import find_recipe
+from mmpre.runs.options import RunOptions
 
 
 def write(folder, made, **options):

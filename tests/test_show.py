@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from test_modalities import CASES
 
-from mmpre.cli import main
+from mmpre.command_line.cli import main
 from mmpre.data.hidden import parse_mask
 from mmpre.data.shards import shard_writer
 from mmpre.draw import Draw

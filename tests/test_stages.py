@@ -8,21 +8,21 @@ from tones import NextPitch, Tones
 from torch import nn
 
 import mmpre
-from mmpre.average import Average, trainable
-from mmpre.checkpoint import of_run
 from mmpre.data.loader import MicroBatches, slots
 from mmpre.encoder import bert_encoder
 from mmpre.masking.corrupt import HideAll
 from mmpre.masking.random import RandomTokens
-from mmpre.metrics import read_metrics
 from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
-from mmpre.optim import LAMB, AdamW, Constant, Linear
-from mmpre.options import RunOptions
 from mmpre.recipe import Recipe, Stage, Task
-from mmpre.run import RunError, open_units
+from mmpre.runs.checkpoint import of_run
+from mmpre.runs.metrics import read_metrics
+from mmpre.runs.options import RunOptions
+from mmpre.runs.run import RunError, open_units
+from mmpre.runs.starts import Carry, Copied, FromRun
 from mmpre.schedules import BatchRamp, LinearRamp
-from mmpre.starts import Carry, Copied, FromRun
+from mmpre.training.average import Average, trainable
+from mmpre.training.optim import LAMB, AdamW, Constant, Linear
 from mmpre.view import View
 
 OPTIONS = RunOptions(exact=True, workers=0, log_every=1, save_every=4)

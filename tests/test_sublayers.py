@@ -8,8 +8,8 @@ from attends import some_row
 from torch import nn
 
 from mmpre.attention import Causal, Full, Layers, Together, Window
-from mmpre.attention_bias import ALiBi, RelativeKey, Rotary, T5Buckets
-from mmpre.attention_by_tokens import Positions, Roles, Slots
+from mmpre.attention.bias import ALiBi, RelativeKey, Rotary, T5Buckets
+from mmpre.attention.by_tokens import Positions, Roles, Slots
 from mmpre.blocks import Block, Encoder
 from mmpre.encoder import (
     bert_encoder,

@@ -10,14 +10,13 @@ import torch
 from PIL import Image
 
 import mmpre
-from mmpre.checkpoint import CheckpointError
-from mmpre.cli import main
+from mmpre.command_line.cli import main
 from mmpre.data.sample import Sample
 from mmpre.data.shards import shard_writer
 from mmpre.encoder import llama_encoder
-from mmpre.evaluate import evaluate, kept, markdown
 from mmpre.evaluation.cards import CardError, card_beside
 from mmpre.evaluation.collapse import collapse, rank_me, spread
+from mmpre.evaluation.evaluate import evaluate, kept, markdown
 from mmpre.evaluation.features import pooled
 from mmpre.evaluation.probe import Known, classify, regress
 from mmpre.evaluation.results import gain, mean, statistic
@@ -25,8 +24,9 @@ from mmpre.evaluation.search import first_right, search
 from mmpre.evaluation.suite import card_tasks
 from mmpre.modalities.dna import Dna, DnaReader
 from mmpre.network import Network
-from mmpre.options import RunOptions
-from mmpre.run import load, resume
+from mmpre.runs.checkpoint import CheckpointError
+from mmpre.runs.options import RunOptions
+from mmpre.runs.run import load, resume
 
 RNG = np.random.default_rng(0)
 

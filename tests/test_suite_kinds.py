@@ -12,8 +12,8 @@ import mmpre
 from mmpre.data.sample import Sample
 from mmpre.data.shards import shard_writer
 from mmpre.draw import Draw
-from mmpre.evaluate import evaluate
 from mmpre.evaluation.cards import CardError
+from mmpre.evaluation.evaluate import evaluate
 from mmpre.evaluation.few_shot import DRAWS, SHOTS, few_shot
 from mmpre.evaluation.minimal_pairs import _hidden
 from mmpre.evaluation.probe import Known

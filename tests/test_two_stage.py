@@ -9,9 +9,9 @@ import webdataset
 
 import mmpre
 import mmpre.recipes.two_stage as recipe_file
-from mmpre.metrics import read_metrics
-from mmpre.options import RunOptions
 from mmpre.recipes.two_stage import scales, two_stage
+from mmpre.runs.metrics import read_metrics
+from mmpre.runs.options import RunOptions
 
 TINY = dict(
     width=32, depth=2, heads=2, short=16, long=48, short_batch=16, long_batch=6, micro_batches=2, short_steps=50,

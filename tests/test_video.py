@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from mmpre.cli import main
+from mmpre.command_line.cli import main
 from mmpre.data.shards import shard_writer
 from mmpre.data.video import Evenly, Rate, Segments, Video
 from mmpre.draw import Draw

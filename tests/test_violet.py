@@ -17,22 +17,22 @@ from PIL import Image
 
 import mmpre
 from mmpre.attention import Causal, Full
-from mmpre.attention_backends import attention_probabilities, attention_received, received
-from mmpre.attention_bias import ALiBi
+from mmpre.attention.backends import attention_probabilities, attention_received, received
+from mmpre.attention.bias import ALiBi
 from mmpre.data.codes import WithCodes
 from mmpre.data.sample import BadMember, Sample
 from mmpre.data.shard_writer import shard_writer
 from mmpre.draw import Draw
-from mmpre.evaluate import evaluate
+from mmpre.evaluation.evaluate import evaluate
 from mmpre.evaluation.hidden_words import HiddenWords
 from mmpre.masking.grid import Blocks
-from mmpre.metrics import read_metrics
 from mmpre.modalities.video import Padded, VideoReader
 from mmpre.modalities.video_swin import Swin, VideoSwin, apart_Vnn, distance_rows
-from mmpre.options import RunOptions
 from mmpre.plan import plan
 from mmpre.processes import Processes
 from mmpre.recipes.violet import scales, violet
+from mmpre.runs.metrics import read_metrics
+from mmpre.runs.options import RunOptions
 from mmpre.testing import check_modality
 from mmpre.tokens import Layout, Tokens
 from mmpre.view import View
@@ -606,7 +606,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_was_not(shards, tokenizer, tmp_p
                            steps=9, valid_every=5, pool=6, words=("w1", "w2"), dropout=0.1, drop_path=0.2)  # fmt: skip
     how = dict(workers=0, log_every=1, save_every=2, threads=1, exact=True)
     mmpre.train("violet", out=tmp_path / "whole", options=RunOptions(**how), **numbers)
-    code = f"import mmpre, mmpre.options as o; mmpre.train('violet', out={str(tmp_path / 'cut')!r}, "
+    code = f"import mmpre, mmpre.runs.options as o; mmpre.train('violet', out={str(tmp_path / 'cut')!r}, "
     code += f"options=o.RunOptions(**{how!r}), **{numbers!r})"
     process, metrics = subprocess.Popen([sys.executable, "-c", code]), tmp_path / "cut" / "metrics.jsonl"
     while not (metrics.exists() and any(line.get("step", 0) >= 5 for line in read_metrics(metrics))):

@@ -14,7 +14,7 @@ from torch import nn
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2ForPreTraining, Wav2Vec2GumbelVectorQuantizer
 
 import mmpre
-from mmpre.cli import main
+from mmpre.command_line.cli import main
 from mmpre.data.index import open_shards
 from mmpre.data.shards import ShardReader, shard_writer
 from mmpre.data.units import Units
@@ -22,18 +22,18 @@ from mmpre.draw import Draw
 from mmpre.encoder import conformer_encoder
 from mmpre.evaluation.codes import OwnCodesUse
 from mmpre.gumbel import Chosen, GumbelCodes, perplexity
-from mmpre.metrics import read_metrics
 from mmpre.modalities.speech import FbankReader, Speech
 from mmpre.network import Network
 from mmpre.objectives.own_codes import Others, OwnCodes
-from mmpre.optim import set_learning_rate
-from mmpre.options import RunOptions
 from mmpre.plan import plan
 from mmpre.plugins import find_recipe
 from mmpre.processes import Processes
 from mmpre.recipes.w2v_bert import scales, w2v_bert
+from mmpre.runs.metrics import read_metrics
+from mmpre.runs.options import RunOptions
 from mmpre.schedules import ExponentialRamp
 from mmpre.tokens import Tokens, pack
+from mmpre.training.optim import set_learning_rate
 
 DRAW = Draw.micro_batch(0, 0, 0, 0)
 SMALL = dict(

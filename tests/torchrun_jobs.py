@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 import mmpre
-from mmpre.options import RunOptions
 from mmpre.processes import Processes
-from mmpre.stopping import end_at_once
+from mmpre.processes.stopping import end_at_once
+from mmpre.runs.options import RunOptions
 
 
 def carry_out(job):

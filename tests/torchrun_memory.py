@@ -13,10 +13,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.profiler import ProfilerActivity, profile
 
 import mmpre
-from mmpre.gradients import local
-from mmpre.options import RunOptions
 from mmpre.processes import Processes
-from mmpre.stopping import end_at_once
+from mmpre.processes.stopping import end_at_once
+from mmpre.runs.options import RunOptions
+from mmpre.training.gradients import local
 
 
 def size(tensors):

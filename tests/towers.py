@@ -6,8 +6,8 @@ from mmpre.modalities.image_patches import ImagePatches, ImageReader
 from mmpre.modalities.text import Text, TextReader
 from mmpre.network import Network
 from mmpre.objectives.contrast import Contrast, InfoNCE
-from mmpre.optim import AdamW, Linear
 from mmpre.recipe import Recipe, Stage, Task
+from mmpre.training.optim import AdamW, Linear
 from mmpre.view import View
 
 

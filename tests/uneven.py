@@ -12,14 +12,14 @@ import torch
 from tones import NextPitch, Tones
 from torch import nn
 
-from mmpre.average import Average
 from mmpre.encoder import bert_encoder
 from mmpre.masking.corrupt import HideAll
 from mmpre.masking.random import RandomTokens
 from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
-from mmpre.optim import Constant
 from mmpre.recipe import Recipe, Stage, Task
+from mmpre.training.average import Average
+from mmpre.training.optim import Constant
 from mmpre.view import View
 
 

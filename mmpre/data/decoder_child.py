@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mmpre.plugins import load_again
-from mmpre.stopping import die_with_parent
+from mmpre.processes.stopping import die_with_parent
 
 _HEAD = struct.Struct("<QQ")
 

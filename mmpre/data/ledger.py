@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpre.data.tar import printable
-from mmpre.metrics import append
+from mmpre.runs.metrics import append
 
 log = logging.getLogger(__name__)
 

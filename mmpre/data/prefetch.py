@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mmpre.data.parcel import Parcel, unwrap, wrap
-from mmpre.stopping import worker_init
+from mmpre.processes.stopping import worker_init
 
 Made = TypeVar("Made")
 Note = Callable[[int], None]

@@ -20,15 +20,15 @@ from mmpre.evaluation.features import role_of, tokenized
 from mmpre.evaluation.probe import Known, classify
 from mmpre.evaluation.results import NotMeasured, Result, mean
 from mmpre.evaluation.subject import Subject, title, valid_of
-from mmpre.loop import Context, steps
 from mmpre.masking.protocol import untouched
 from mmpre.modality import Reader
 from mmpre.network import Network
 from mmpre.objectives.loss import Loss, Term
-from mmpre.optim import AdamW, Linear
 from mmpre.processes import Processes
 from mmpre.recipe import Stage, Task
 from mmpre.tokens import Batch, Row, Tokens, pack
+from mmpre.training.loop import Context, steps
+from mmpre.training.optim import AdamW, Linear
 from mmpre.view import View
 
 MOST = {"train": 2_000, "valid": 500, "test": 2_000}  # samples, and then windows of them

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from mmpre.attention_backends import received
+from mmpre.attention.backends import received
 from mmpre.draw import Draw
 from mmpre.heads.guess import Guess
 from mmpre.masking.on_device import hide

@@ -12,12 +12,12 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
-from mmpre.metrics import read_metrics
 from mmpre.plugins import LoadedRecipe, PluginError, file_digest, find_recipe
-from mmpre.record_check import RunError
 from mmpre.report.chart import Mark
 from mmpre.report.command import again, plain
-from mmpre.run import read_record
+from mmpre.runs.metrics import read_metrics
+from mmpre.runs.record_check import RunError
+from mmpre.runs.run import read_record
 
 EXAMPLES = 5  # holes and skipped steps that are named one by one
 MARKED = 30  # skipped steps that are marked in charts

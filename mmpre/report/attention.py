@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from mmpre.attention_backends import watched
+from mmpre.attention.backends import watched
 from mmpre.network import Network
 from mmpre.report.drawing import Drawn, boxes, heat, in_little
 from mmpre.report.opened import Opened, Shown

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from mmpre.options import RunOptions
 from mmpre.plugins import LoadedRecipe
+from mmpre.runs.options import RunOptions
 
 
 def again(record: Mapping[str, Any], found: LoadedRecipe | None) -> str:

@@ -20,8 +20,8 @@ from mmpre.modality import Reader
 from mmpre.network import Network
 from mmpre.processes import Processes
 from mmpre.recipe import Recipe, Stage, Task
-from mmpre.record_check import RunError
-from mmpre.run import load, open_units
+from mmpre.runs.record_check import RunError
+from mmpre.runs.run import load, open_units
 from mmpre.strict_json import JSONError
 from mmpre.strict_json import read as read_json
 from mmpre.tokens import Batch, Row, pack

@@ -14,13 +14,13 @@ import jinja2
 from markupsafe import Markup
 
 from mmpre.aside import file_aside
-from mmpre.record_check import RunError
 from mmpre.report.account import Account, about, read
 from mmpre.report.chart import number
 from mmpre.report.curves import groups
 from mmpre.report.differences import differences
 from mmpre.report.evaluations import tables
 from mmpre.report.panels import panels, try_to_open
+from mmpre.runs.record_check import RunError
 
 
 def report(

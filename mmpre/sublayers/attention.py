@@ -6,8 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmpre.attention import Attend, Plan
-from mmpre.attention_backends import attend
-from mmpre.attention_bias import Bias, Disentangled, LogBuckets, Rotary
+from mmpre.attention.backends import attend
+from mmpre.attention.bias import Bias, Disentangled, LogBuckets, Rotary
 from mmpre.dropout import DropHeads, Dropout
 from mmpre.sublayers.protocol import Places, narrowed
 from mmpre.tokens import Layout

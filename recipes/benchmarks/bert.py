@@ -27,13 +27,13 @@ from mmpre.data.shards import ShardReader
 from mmpre.data.units import Units
 from mmpre.data.units import measure as cut
 from mmpre.draw import Draw
-from mmpre.loop import Context, Step
-from mmpre.loop import steps as train_steps
 from mmpre.processes import Processes
 from mmpre.recipe import Recipe
 from mmpre.recipes.benchmarks.harness import quantiles, serve, take_turns, timed
 from mmpre.recipes.benchmarks.texts import find_texts, tokenizer_of
 from mmpre.recipes.bert import bert
+from mmpre.training.loop import Context, Step
+from mmpre.training.loop import steps as train_steps
 
 description = "BERT on ragged text against transformers' BertForMaskedLM: padded, grouped by length, full-length"
 

@@ -24,14 +24,14 @@ from mmpre.data.index import open_shards
 from mmpre.data.loader import MicroBatches, load, slots
 from mmpre.data.shards import ShardReader
 from mmpre.data.units import Units
-from mmpre.loop import Context
-from mmpre.loop import steps as train_steps
 from mmpre.modalities.image_patches import DEVIATION, MEAN, random_crops
 from mmpre.processes import Processes
 from mmpre.recipe import Recipe
 from mmpre.recipes.benchmarks.harness import serve, take_turns, timed
 from mmpre.recipes.benchmarks.pictures import write_pictures
 from mmpre.recipes.mae import mae
+from mmpre.training.loop import Context
+from mmpre.training.loop import steps as train_steps
 
 description = "MAE's training step against transformers' ViTMAEForPreTraining"
 

@@ -30,12 +30,12 @@ from mmpre.data.loader import MicroBatch, MicroBatches, load, slots
 from mmpre.data.prefetch import Prefetch
 from mmpre.data.shards import ShardReader, shard_writer
 from mmpre.data.units import Units
-from mmpre.loop import Context
-from mmpre.loop import steps as train_steps
 from mmpre.processes import Processes
 from mmpre.recipe import Stage
 from mmpre.recipes.benchmarks.harness import peak_bytes, serve, take_turns, timed
 from mmpre.recipes.mae import mae
+from mmpre.training.loop import Context
+from mmpre.training.loop import steps as train_steps
 
 description = "a million samples against a thousand: speed, resuming, memory"
 

@@ -22,7 +22,6 @@ from mmpre.benchmark import Comparison, Settings, Turn
 from mmpre.data.codes import WithCodes
 from mmpre.data.loader import MicroBatches, Slot
 from mmpre.data.sample import Sample
-from mmpre.loop import Context, steps
 from mmpre.modalities.dna import DnaReader
 from mmpre.modalities.image_patches import ImageReader
 from mmpre.modalities.regions import RegionReader
@@ -35,6 +34,7 @@ from mmpre.plugins import find_recipe
 from mmpre.processes import Processes
 from mmpre.recipe import Stage
 from mmpre.recipes.benchmarks.harness import serve, take_turns, timed
+from mmpre.training.loop import Context, steps
 
 description = "one optimizer step of each paper's base model: seconds, memory, parameters (--cases names recipes)"
 

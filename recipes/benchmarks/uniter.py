@@ -27,8 +27,6 @@ from mmpre.data.sample import Sample
 from mmpre.data.shards import ShardReader
 from mmpre.data.units import Units
 from mmpre.draw import Draw
-from mmpre.loop import Context
-from mmpre.loop import steps as train_steps
 from mmpre.modality import Reader
 from mmpre.processes import Processes
 from mmpre.recipe import Recipe, Task
@@ -36,6 +34,8 @@ from mmpre.recipes.benchmarks.harness import quantiles, serve, take_turns, timed
 from mmpre.recipes.benchmarks.pairs import write_pairs
 from mmpre.recipes.uniter import uniter
 from mmpre.tokens import Row, pack
+from mmpre.training.loop import Context
+from mmpre.training.loop import steps as train_steps
 from mmpre.view import View
 
 description = "UNITER on generated pairs against a padded single-stream model on transformers' BertModel"

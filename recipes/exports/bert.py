@@ -11,10 +11,10 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from mmpre.data.vocabulary import Bytes, Pieces
-from mmpre.export import Check
+from mmpre.exchange.export import Check
+from mmpre.exchange.imports import heads_of
+from mmpre.exchange.key_table import to_theirs, under
 from mmpre.heads.vocabulary import Vocabulary
-from mmpre.imports import heads_of
-from mmpre.key_table import to_theirs, under
 from mmpre.modalities.text import Text
 from mmpre.network import Network
 from mmpre.recipe import Recipe

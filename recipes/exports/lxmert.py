@@ -9,15 +9,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmpre.attention import Full
-from mmpre.attention_by_tokens import Roles
+from mmpre.attention.by_tokens import Roles
 from mmpre.blocks import Block, Encoder
-from mmpre.export import Check
+from mmpre.exchange.export import Check
+from mmpre.exchange.imports import HeadKind, heads_of
+from mmpre.exchange.key_table import to_theirs, under
 from mmpre.heads.answers import Answers
 from mmpre.heads.detected import SmoothFeature, SureLabel
 from mmpre.heads.matching import Matching
 from mmpre.heads.vocabulary import Vocabulary
-from mmpre.imports import HeadKind, heads_of
-from mmpre.key_table import to_theirs, under
 from mmpre.masking.protocol import untouched
 from mmpre.modalities.regions import BoxedRegions
 from mmpre.modalities.text import Text

@@ -14,11 +14,11 @@ from torch import nn
 
 from mmpre.attention import Window
 from mmpre.blocks import Encoder
-from mmpre.export import Check
+from mmpre.exchange.export import Check
+from mmpre.exchange.imports import heads_of
+from mmpre.exchange.key_table import to_theirs, under
 from mmpre.heads.transform import Transform
 from mmpre.heads.vocabulary import Vocabulary
-from mmpre.imports import heads_of
-from mmpre.key_table import to_theirs, under
 from mmpre.modalities.text import Text
 from mmpre.network import Network
 from mmpre.recipe import Recipe

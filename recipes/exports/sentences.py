@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmpre.export import Check
+from mmpre.exchange.export import Check
 from mmpre.heads.pool import First, Mean, Tower
 from mmpre.heads.vocabulary import Vocabulary
 from mmpre.recipe import Recipe

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmpre.draw import Draw
-from mmpre.export import Check
-from mmpre.key_table import to_theirs
+from mmpre.exchange.export import Check
+from mmpre.exchange.key_table import to_theirs
 from mmpre.modalities.image_patches import DEVIATION, MEAN, ImagePatches, LearnedGrid, SinCos, patches
 from mmpre.network import Network
 from mmpre.recipe import Recipe

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from mmpre.attention import Full
 from mmpre.draw import Draw
-from mmpre.export import Check
+from mmpre.exchange.export import Check
+from mmpre.exchange.imports import Source
+from mmpre.exchange.key_table import Table, linear, to_ours, to_theirs, under
 from mmpre.heads.pixels import Pixels
-from mmpre.imports import Source
-from mmpre.key_table import Table, linear, to_ours, to_theirs, under
 from mmpre.masking.drop import Drop
 from mmpre.masking.exact import ExactShare
 from mmpre.modalities.image_patches import SinCos

@@ -8,11 +8,11 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmpre.attention_bias import RelativeKey
+from mmpre.attention.bias import RelativeKey
 from mmpre.blocks import Encoder
 from mmpre.encoder import conformer_encoder
-from mmpre.export import Check
-from mmpre.key_table import to_theirs
+from mmpre.exchange.export import Check
+from mmpre.exchange.key_table import to_theirs
 from mmpre.modalities.speech import FbankReader, Speech
 from mmpre.network import Network
 from mmpre.recipe import Recipe

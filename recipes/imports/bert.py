@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmpre.exchange.imports import Foreign, ImportedError, Source
+from mmpre.exchange.key_table import Table, linear, to_ours, under
 from mmpre.heads.vocabulary import Vocabulary
-from mmpre.imports import Foreign, ImportedError, Source
-from mmpre.key_table import Table, linear, to_ours, under
 
 PADDING = 2  # rows of RoBERTa's position table before the first token's
 EMBEDDINGS: Table = {

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmpre.exchange.imports import Foreign, HeadKind, ImportedError, Source
+from mmpre.exchange.key_table import Table, linear, to_ours, under
 from mmpre.heads.answers import Answers
 from mmpre.heads.detected import SmoothFeature, SureLabel
 from mmpre.heads.matching import Matching
 from mmpre.heads.vocabulary import Vocabulary
-from mmpre.imports import Foreign, HeadKind, ImportedError, Source
-from mmpre.key_table import Table, linear, to_ours, under
 from mmpre.recipes.imports.bert import EMBEDDINGS, LAYER
 
 REGIONS: Table = {

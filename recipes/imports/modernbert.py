@@ -11,9 +11,9 @@ import torch
 import transformers
 
 from mmpre.attention import Window
+from mmpre.exchange.imports import Foreign, ImportedError, Source, sees
+from mmpre.exchange.key_table import Table, to_ours, under
 from mmpre.heads.vocabulary import Vocabulary
-from mmpre.imports import Foreign, ImportedError, Source, sees
-from mmpre.key_table import Table, to_ours, under
 
 EMBEDDINGS: Table = {"table.weight": "tok_embeddings.weight", "norm.weight": "norm.weight"}
 LAYER: Table = {

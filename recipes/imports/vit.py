@@ -15,8 +15,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from mmpre.imports import Foreign, ImportedError, Source
-from mmpre.key_table import Table, linear, to_ours, under
+from mmpre.exchange.imports import Foreign, ImportedError, Source
+from mmpre.exchange.key_table import Table, linear, to_ours, under
 from mmpre.modalities.image_patches import DEVIATION, MEAN
 from mmpre.strict_json import read as read_json
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mmpre.imports import Foreign, ImportedError, Source
-from mmpre.key_table import Table, linear, to_ours, under
+from mmpre.exchange.imports import Foreign, ImportedError, Source
+from mmpre.exchange.key_table import Table, linear, to_ours, under
 
 FRONT: Table = {
     **linear("norm", "feature_projection.layer_norm"),

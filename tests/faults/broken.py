@@ -15,7 +15,6 @@ import torch
 from tones import NextPitch, ToneReader, Tones
 from torch import Tensor, nn
 
-from mmpre import checkpoint, leg
 from mmpre.draw import Draw
 from mmpre.encoder import bert_encoder
 from mmpre.masking.corrupt import HideAll
@@ -23,9 +22,10 @@ from mmpre.masking.random import RandomTokens
 from mmpre.network import Network
 from mmpre.objectives.loss import Loss, Term
 from mmpre.objectives.one_pass import OnePass, Predict
-from mmpre.optim import AdamW, Linear
 from mmpre.recipe import Recipe, Stage, Task
+from mmpre.runs import checkpoint, leg
 from mmpre.tokens import Batch, Tokens
+from mmpre.training.optim import AdamW, Linear
 from mmpre.view import View
 
 RANK = int(os.environ.get("RANK", 0))

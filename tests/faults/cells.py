@@ -12,9 +12,9 @@ import recording
 import torch.distributed as dist
 
 import mmpre
-from mmpre import loop
-from mmpre.options import RunOptions
 from mmpre.processes import Processes
+from mmpre.runs.options import RunOptions
+from mmpre.training import loop
 
 
 def main(cells: list[dict]) -> None:

@@ -9,8 +9,8 @@ from mmpre.masking.corrupt import HideAll
 from mmpre.masking.random import RandomTokens
 from mmpre.network import Network
 from mmpre.objectives.contrast import Contrast, InfoNCE
-from mmpre.optim import AdamW, Linear
 from mmpre.recipe import Recipe, Stage, Task
+from mmpre.training.optim import AdamW, Linear
 from mmpre.view import View
 
 

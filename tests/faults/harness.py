@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from mmpre.metrics import read_metrics
+from mmpre.runs.metrics import read_metrics
 
 TESTS = Path(__file__).parent.parent
 _MARK = "MMPRE_TEST_TREE"

@@ -14,9 +14,9 @@ from runs import start, train
 from torch import nn
 
 import mmpre
-from mmpre import checkpoint
-from mmpre.export import export
-from mmpre.options import RunOptions
+from mmpre.exchange.export import export
+from mmpre.runs import checkpoint
+from mmpre.runs.options import RunOptions
 
 
 @line("S14")

@@ -100,8 +100,8 @@ data tokenizer nowhere.tar --out t --vocab -1|bench nowhere
 
 def mutate_inputs(folder: Path, argument: Any) -> None:
     import mmpre
-    import mmpre.run as run_module
-    from mmpre.cli import main
+    import mmpre.runs.run as run_module
+    from mmpre.command_line.cli import main
     from mmpre.data.index import ShardError
     from mmpre.data.shards import _read_record
 

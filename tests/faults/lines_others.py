@@ -21,7 +21,7 @@ from lines import Figure, line
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.utils.data import Dataset
 
-from mmpre import checkpoint
+from mmpre.runs import checkpoint
 
 PLACES = 200
 

@@ -14,10 +14,10 @@ from harness import lines, newest, step_of
 from lines import Figure, line
 from runs import start, train
 
-from mmpre import checkpoint
 from mmpre.data.loader import MicroBatches, load, slots
 from mmpre.plugins import find_recipe
-from mmpre.run import open_units
+from mmpre.runs import checkpoint
+from mmpre.runs.run import open_units
 
 LIMIT = 6.0  # of the watchdog
 FAULTS = {  # what breaks at step 6 (with how many processes and workers)

@@ -16,11 +16,11 @@ from lines import Figure, line
 from runs import RECIPE
 
 import mmpre as library
-from mmpre import checkpoint
 from mmpre.data.loader import MicroBatches, load, slots
-from mmpre.metrics import read_metrics
-from mmpre.options import RunOptions
-from mmpre.run import open_units
+from mmpre.runs import checkpoint
+from mmpre.runs.metrics import read_metrics
+from mmpre.runs.options import RunOptions
+from mmpre.runs.run import open_units
 
 HERE = Path(__file__).parent
 WORLDS, WORKERS = (1, 2, 4), (0, 1, 2, 3)

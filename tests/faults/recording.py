@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from mmpre import loop
+from mmpre.training import loop
 
 
 def record(path: Path) -> None:
@@ -32,7 +32,7 @@ def read(path: Path) -> list[tuple[int, dict[str, list[int]]]]:
 
 
 if __name__ == "__main__":
-    from mmpre.cli import main
+    from mmpre.command_line.cli import main
 
     record(Path(sys.argv[1]))
     os.environ["PYTHONUNBUFFERED"] = "1"

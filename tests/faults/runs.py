@@ -9,7 +9,7 @@ from cases import HERE
 from harness import Tree, mmpre
 
 import mmpre as library
-from mmpre.options import RunOptions
+from mmpre.runs.options import RunOptions
 
 RECIPE = HERE / "broken.py"
 STEPS, SAVE_EVERY = 24, 5

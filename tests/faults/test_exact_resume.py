@@ -10,7 +10,7 @@ from cases import CASES, STEPS, flags
 from harness import lines, mmpre, same, step_of
 
 import mmpre as library
-from mmpre.options import RunOptions
+from mmpre.runs.options import RunOptions
 
 SAVE_EVERY = 5
 

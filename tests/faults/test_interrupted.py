@@ -11,7 +11,7 @@ import pytest
 from harness import lines, same, step_of
 from runs import SAVE_EVERY, STEPS, resume, start
 
-from mmpre import checkpoint
+from mmpre.runs import checkpoint
 
 
 def saving(run):

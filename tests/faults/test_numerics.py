@@ -8,12 +8,12 @@ from harness import lines, same
 from runs import broken, resume, start, train
 
 import mmpre as library
-from mmpre import checkpoint
-from mmpre.cli import main
-from mmpre.guard import SpikeGuard
-from mmpre.loop import NonFiniteError
-from mmpre.replay import replay
-from mmpre.run import RunError
+from mmpre.command_line.cli import main
+from mmpre.runs import checkpoint
+from mmpre.runs.replay import replay
+from mmpre.runs.run import RunError
+from mmpre.training.guard import SpikeGuard
+from mmpre.training.loop import NonFiniteError
 
 
 def skipped(run):

@@ -10,10 +10,10 @@ from runs import resume, start, train
 
 import mmpre as library
 from mmpre.data.prefetch import LoadingError
-from mmpre.lock import LockedError
-from mmpre.peers import PeerError, check_alike, first_cause
 from mmpre.processes import Processes
-from mmpre.stopping import HANG_EXIT
+from mmpre.processes.peers import PeerError, check_alike, first_cause
+from mmpre.processes.stopping import HANG_EXIT
+from mmpre.runs.lock import LockedError
 
 HANG = 4.0
 
@@ -183,7 +183,7 @@ def test_readers_that_draw_from_a_librarys_generator_draw_alike_in_every_shape(m
 @pytest.mark.slow
 @pytest.mark.fault("E14")
 def test_a_slow_process_is_shown_and_changes_nothing(melodies, unbroken, tmp_path):
-    from mmpre.metrics import read_metrics
+    from mmpre.runs.metrics import read_metrics
 
     run = tmp_path / "slow"
     with start(run, melodies, breaks="slow@*/1", processes=2) as tree:

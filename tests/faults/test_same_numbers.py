@@ -12,10 +12,10 @@ from harness import mmpre, step_of
 from PIL import Image
 
 import mmpre as library
-from mmpre.checkpoint import load, path_of, save
 from mmpre.data.shards import shard_writer
-from mmpre.evaluate import evaluate
-from mmpre.options import RunOptions
+from mmpre.evaluation.evaluate import evaluate
+from mmpre.runs.checkpoint import load, path_of, save
+from mmpre.runs.options import RunOptions
 
 STEPS = 24
 NUMBERS = dict(

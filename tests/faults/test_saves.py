@@ -9,9 +9,9 @@ import torch
 from harness import same, step_of
 from runs import resume, start, train
 
-from mmpre import checkpoint
-from mmpre.checkpoint import CheckpointError
-from mmpre.leg import SaveError
+from mmpre.runs import checkpoint
+from mmpre.runs.checkpoint import CheckpointError
+from mmpre.runs.leg import SaveError
 
 
 def forge(path, change):

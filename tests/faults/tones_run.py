@@ -5,7 +5,7 @@ from pathlib import Path
 from test_shard_faults import notes, write
 
 import mmpre
-from mmpre.options import RunOptions
+from mmpre.runs.options import RunOptions
 
 TONES = Path(__file__).parent.parent / "tones.py"
 

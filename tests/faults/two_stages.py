@@ -4,17 +4,17 @@ on with a new head on a network whose first layer rests."""
 from tones import NextPitch, Tones
 from torch import nn
 
-from mmpre.average import Average
 from mmpre.encoder import bert_encoder
 from mmpre.masking.corrupt import HideAll
 from mmpre.masking.random import RandomTokens
 from mmpre.network import Network
 from mmpre.objectives.loss import Loss, Term
 from mmpre.objectives.one_pass import OnePass, Predict
-from mmpre.optim import AdamW, Linear
 from mmpre.recipe import Recipe, Stage, Task
+from mmpre.runs.starts import Carry
 from mmpre.schedules import BatchRamp, LinearRamp
-from mmpre.starts import Carry
+from mmpre.training.average import Average
+from mmpre.training.optim import AdamW, Linear
 from mmpre.view import View
 
 
