@@ -533,7 +533,8 @@ def test_every_parameter_gets_a_gradient(tokenizer):
         batch = batch_of(recipe, some(8), epoch=epoch)
         objective(batch, Draw.micro_batch(0, 0, epoch, 0)).total(batch.counts).backward()
     without = [name for name, p in recipe.module().named_parameters() if p.grad is None or not p.grad.any()]
-    assert without == ["tasks.violet.then.again.0.head.3.bias"], "a softmax over options knows no bias of scores"
+    # a softmax over options knows no bias of scores: its gradient is 0, or rounding
+    assert [name for name in without if name != "tasks.violet.then.again.0.head.3.bias"] == []
 
 
 def of_kinds(count, seed):
