@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,9 +95,11 @@ def test_the_card_fits_the_shards_and_a_second_build_gives_the_same_bytes(built,
     assert [task["about"] for task in told["tasks"]] == [task.about for task in module.tasks]
     assert all(source["version"] for source in told["sources"])
 
-    members = {suffix for _, sample in found.values() for suffix in sample}
-    fields = {f"json:{name}" for _, sample in found.values() if "json" in sample for name in sample["json"]}
     for task in told["tasks"]:
+        within = Path(task.get("split", "")).parent  # a task may ask another set beside the splits
+        of_task = found if within == Path() else samples(out / within)
+        members = {suffix for _, sample in of_task.values() for suffix in sample}
+        fields = {f"json:{name}" for _, sample in of_task.values() if "json" in sample for name in sample["json"]}
         named = {task[name] for name in ("input", "target", "group") if name in task}
         there = members | fields
         assert all(there & set(name.split("|")) or (out / name).exists() for name in named), named
