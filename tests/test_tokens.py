@@ -45,7 +45,7 @@ def test_pack_lays_each_row_role_after_role_shortest_row_first():
     assert batch.layout.groups == [(1, 2), (1, 5)]
     assert batch.layout.row_N.tolist() == [0, 0, 1, 1, 1, 1, 1]
     assert batch.labels["matched"].tolist() == [2, 4]
-    assert batch.counts == {"rows": 2, "tokens": 7, "picked:word": 2, "ordinary:word": 4}
+    assert batch.counts == {"rows": 2, "tokens": 7, "picked:word": 2, "ordinary:word": 4, "labelled:matched": 2}
 
 
 def test_equal_lengths_keep_their_order_and_a_row_may_lack_a_role():
