@@ -123,7 +123,9 @@ def test_a_text_or_a_program_may_stand_alone_in_one_space():
 
 
 @pytest.mark.parametrize(
-    "more", [{}, {"about": ("txt",), "max_comment": 20}, {"max_nodes": 5}, {"languages": (JAVA,)}], ids=str
+    "more",
+    [{}, {"about": ("txt",), "max_comment": 20}, {"max_nodes": 5}, {"languages": (JAVA,)}],
+    ids=["plain", "comment", "few nodes", "java"],
 )
 def test_a_made_program_fills_a_row(more):
     reader = CodeReader(max_length=200, **more)
