@@ -17,7 +17,7 @@ demo: .venv/demo.stamp
 	$(BIN)/mmpre demo
 
 test: .venv/test.stamp lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
