@@ -22,7 +22,7 @@ from mmpre.processes.process_state import unchanged
 from mmpre.values import problems
 
 GROUPS = {"recipe": "mmpre.recipes", "modality": "mmpre.modalities", "data set": "mmpre.data_sets",
-          "benchmark": "mmpre.benchmarks", "import": "mmpre.exchange.imports", "export": "mmpre.exports"}  # fmt: skip
+          "benchmark": "mmpre.benchmarks", "import": "mmpre.imports", "export": "mmpre.exports"}  # fmt: skip
 
 
 class PluginError(ValueError):

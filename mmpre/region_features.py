@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmpre.data.sample import IMAGE_FORMATS, BadMember, Sample
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, white being 1
 SLACK_PX = 1.0  # how far a detector's box may leave the picture

@@ -134,7 +134,7 @@ def test_without_a_wish_the_usual_cases_are_run_and_with_one_all_that_fit(texts,
 
 def test_a_gradient_of_one_micro_batch_is_not_rounded_in_exact_mode():
     """And several are added in float64: in float32 the small ones would be lost."""
-    from mmpre.processes import Processes
+    from mmpre.processes.processes import Processes
     from mmpre.training.gradients import Summed
 
     weight = torch.nn.Parameter(torch.zeros(3))

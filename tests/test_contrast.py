@@ -16,7 +16,7 @@ from mmpre.modalities.regions import RegionReader, Regions
 from mmpre.modalities.text import Text, TextReader
 from mmpre.network import Network
 from mmpre.objectives.contrast import Contrast, InfoNCE, NTXent, SigLIP
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.recipe import Task
 from mmpre.tokens import Views, pack
 from mmpre.training.gradients import Summed

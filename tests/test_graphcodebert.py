@@ -19,7 +19,7 @@ from mmpre.masking.pairs import AskPairs, ShufflePairs
 from mmpre.masking.units import InTurn
 from mmpre.modalities.code_graph import CodeReader, same_words
 from mmpre.plan import plan
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.recipes.graphcodebert import graphcodebert, scales
 from mmpre.tokens import pack
 from mmpre.training.optim import set_learning_rate

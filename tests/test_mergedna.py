@@ -18,7 +18,7 @@ from mmpre.merging import Merge
 from mmpre.merging_encoder import Merged
 from mmpre.objectives.merged import MergedReconstruction, Shares
 from mmpre.plan import plan
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.recipes.mergedna import mergedna, scales
 from mmpre.tokens import Layout
 from mmpre.training.optim import set_learning_rate

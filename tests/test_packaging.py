@@ -76,7 +76,7 @@ def test_every_entry_point_that_is_announced_is_there():
     from importlib import import_module
 
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
-    assert groups["mmpre.exchange.imports"]
+    assert groups["mmpre.imports"]
     for points in groups.values():
         for value in points.values():
             import_module(value)

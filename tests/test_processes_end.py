@@ -34,7 +34,7 @@ end_at_once(work)
 
 GROUP = """
 import os, torch
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 before = len(os.listdir("/proc/self/task"))
 processes = Processes.start(60.0)
 weight = torch.zeros(3, requires_grad=True)

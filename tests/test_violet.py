@@ -29,7 +29,7 @@ from mmpre.masking.grid import Blocks
 from mmpre.modalities.video import Padded, VideoReader
 from mmpre.modalities.video_swin import Swin, VideoSwin, apart_Vnn, distance_rows
 from mmpre.plan import plan
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.recipes.violet import scales, violet
 from mmpre.runs.metrics import read_metrics
 from mmpre.runs.options import RunOptions

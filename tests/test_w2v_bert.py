@@ -27,7 +27,7 @@ from mmpre.network import Network
 from mmpre.objectives.own_codes import Others, OwnCodes
 from mmpre.plan import plan
 from mmpre.plugins import find_recipe
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.recipes.w2v_bert import scales, w2v_bert
 from mmpre.runs.metrics import read_metrics
 from mmpre.runs.options import RunOptions

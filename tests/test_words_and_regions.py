@@ -11,7 +11,7 @@ from mmpre.evaluation.grounding import Grounding
 from mmpre.evaluation.reading import Reading
 from mmpre.modalities.regions import RegionReader
 from mmpre.modalities.text import TextReader
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 
 READERS = {"text": TextReader("bytes", max_length=40), "image": RegionReader(3)}
 NAMES = ["red fox", "owl", "cup"]

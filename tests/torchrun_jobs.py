@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 import mmpre
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.processes.stopping import end_at_once
 from mmpre.runs.options import RunOptions
 

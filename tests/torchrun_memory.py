@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.profiler import ProfilerActivity, profile
 
 import mmpre
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.processes.stopping import end_at_once
 from mmpre.runs.options import RunOptions
 from mmpre.training.gradients import local

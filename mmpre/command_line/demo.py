@@ -11,7 +11,7 @@ from mmpre.evaluation.picture import draw
 from mmpre.evaluation.reading import Reading
 from mmpre.evaluation.retrieval import PairRetrieval
 from mmpre.plugins import find_data_set
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.report.page import report
 from mmpre.runs.options import RunOptions
 from mmpre.runs.run import load, open_units, resume, train

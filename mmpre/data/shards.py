@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from mmpre.aside import file_aside
 from mmpre.data.index import ShardError, Shards, open_index
 from mmpre.data.remote import StorageError
 from mmpre.data.shard_index import IndexedMember, ShardIndex
@@ -209,9 +210,8 @@ def record_sidecar(folder: Path | str, shards: Shards, *, holes: Mapping[str, Se
     }
     if len(record["shards"]) < len(shards.indexes):
         raise ShardError([(str(folder), "a sidecar needs shards of different file names; rename them")])
-    aside = Path(folder) / f".{_SIDECAR}"
-    aside.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(aside, Path(folder) / _SIDECAR)
+    with file_aside(Path(folder) / _SIDECAR) as aside:  # several processes may make one
+        aside.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def _read_record(folder: Path) -> tuple[Mapping[str, str], Mapping[str, Sequence[str]]]:

@@ -18,7 +18,7 @@ from mmpre.evaluation.results import Result, mean, statistic
 from mmpre.gumbel import perplexity
 from mmpre.modality import Reader
 from mmpre.objectives.own_codes import OwnCodes
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.tokens import Batch, pack
 from mmpre.view import View
 

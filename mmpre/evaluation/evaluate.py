@@ -30,7 +30,7 @@ from mmpre.evaluation.suite import (
     title,
     trivial,
 )
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.recipe import Recipe, Stage
 from mmpre.report.command import again
 from mmpre.runs.run import Run, RunError, load, open_units

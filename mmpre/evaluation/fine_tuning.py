@@ -24,7 +24,7 @@ from mmpre.masking.protocol import untouched
 from mmpre.modality import Reader
 from mmpre.network import Network
 from mmpre.objectives.loss import Loss, Term
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.recipe import Stage, Task
 from mmpre.tokens import Batch, Row, Tokens, pack
 from mmpre.training.loop import Context, steps

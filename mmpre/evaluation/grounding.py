@@ -16,7 +16,7 @@ from mmpre.draw import Draw
 from mmpre.evaluation.results import Result, mean
 from mmpre.masking.protocol import untouched
 from mmpre.modality import Reader
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.tokens import Row, pack
 
 CHUNK = 64  # samples encoded at a time

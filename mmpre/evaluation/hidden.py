@@ -13,7 +13,7 @@ from mmpre.draw import Draw, hashed
 from mmpre.evaluation.results import Result, mean
 from mmpre.heads.vocabulary import Vocabulary
 from mmpre.network import Network
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.tokens import Batch, pack
 from mmpre.view import View
 

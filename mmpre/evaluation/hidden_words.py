@@ -16,7 +16,7 @@ from mmpre.evaluation.results import Result, mean
 from mmpre.heads.vocabulary import Vocabulary
 from mmpre.modality import Reader
 from mmpre.network import Network
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.tokens import Picked, Row, pack
 
 CHUNK = 32  # rows encoded at a time

@@ -15,7 +15,7 @@ from mmpre.data.units import Units
 from mmpre.evaluation.reconstruction import made_rows
 from mmpre.evaluation.results import Result, statistic
 from mmpre.objectives.one_pass import OnePass, Predict
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.tokens import Row, Tokens, pack
 from mmpre.view import View
 

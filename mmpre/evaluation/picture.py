@@ -15,7 +15,7 @@ from mmpre.evaluation.grounding import Grounding
 from mmpre.evaluation.reading import Reading
 from mmpre.evaluation.retrieval import PairRetrieval
 from mmpre.objectives.transport import transport
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -17,7 +17,7 @@ from mmpre.evaluation.results import Result, mean
 from mmpre.heads.protocol import Head
 from mmpre.modality import Reader
 from mmpre.network import Network
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.tokens import Picked, Row, pack
 
 

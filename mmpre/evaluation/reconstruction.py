@@ -12,7 +12,7 @@ from mmpre.draw import Draw
 from mmpre.evaluation.results import Result, mean
 from mmpre.modality import Reader
 from mmpre.objectives.protocol import Objective
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.tokens import Row, pack
 from mmpre.view import View
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from mmpre.data.units import Units
 from mmpre.draw import hashed
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 
 RESAMPLES = 1000
 

@@ -15,7 +15,7 @@ from mmpre.draw import Draw
 from mmpre.evaluation.results import Result, mean
 from mmpre.masking.protocol import untouched
 from mmpre.modality import Reader
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.tokens import Batch, Row, Tokens, pack
 
 CHUNK_TOKENS = 16_384

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 
 log = logging.getLogger(__name__)
 _WAIT_SECONDS = 3.0  # for the first cause of an error that came from another process

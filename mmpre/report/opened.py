@@ -18,7 +18,7 @@ from mmpre.draw import Draw
 from mmpre.evaluation.cards import CARD, card_beside
 from mmpre.modality import Reader
 from mmpre.network import Network
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.recipe import Recipe, Stage, Task
 from mmpre.runs.record_check import RunError
 from mmpre.runs.run import load, open_units

@@ -17,7 +17,7 @@ from mmpre.data.mixture import Mixture
 from mmpre.data.prefetch import LoadingError, Prefetch
 from mmpre.data.units import Units
 from mmpre.exchange.imports import start_of
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.processes.stopping import Stopper, Watchdog
 from mmpre.recipe import Recipe, Stage
 from mmpre.runs import checkpoint

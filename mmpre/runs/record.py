@@ -21,8 +21,8 @@ import torch
 from mmpre.data.ledger import Ledger
 from mmpre.data.remote import without_secrets
 from mmpre.plugins import LoadedRecipe
-from mmpre.processes import Processes
 from mmpre.processes.peers import digest_of_code
+from mmpre.processes.processes import Processes
 from mmpre.recipe import Recipe
 from mmpre.runs.record_check import MAX_BYTES, RunError, check_data, checked
 from mmpre.strict_json import JSONError

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mmpre.data.loader import MicroBatches, load, slots
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.recipe import Recipe
 from mmpre.runs import checkpoint
 from mmpre.runs.metrics import read_metrics

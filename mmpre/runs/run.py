@@ -27,8 +27,8 @@ from mmpre.data.shards import ShardReader, Sidecar
 from mmpre.data.units import Units, measure
 from mmpre.draw import hashed
 from mmpre.plugins import LoadedRecipe, PluginError, file_digest, find_recipe
-from mmpre.processes import Processes
 from mmpre.processes.peers import check_alike, digest_of_code, digest_of_weights, first_cause
+from mmpre.processes.processes import Processes
 from mmpre.processes.signs import Signs
 from mmpre.processes.stopping import UNDER_AGENT, Stopper, Watchdog, die_with_parent
 from mmpre.recipe import Recipe, Stage

@@ -15,7 +15,7 @@ from mmpre.data.sample import Sample
 from mmpre.draw import Draw
 from mmpre.modality import Reader
 from mmpre.network import Network
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.runs.run import load
 from mmpre.tokens import Batch, Row, pack
 from mmpre.view import View

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 
 
 class Root(nn.Module):

@@ -22,7 +22,7 @@ from mmpre.data.loader import MicroBatch
 from mmpre.draw import Draw
 from mmpre.objectives.loss import Loss
 from mmpre.objectives.protocol import InBatch, Objective
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.recipe import Stage, Task
 from mmpre.tokens import Batch, Views
 from mmpre.training.average import Average

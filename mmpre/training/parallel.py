@@ -1,6 +1,6 @@
 """Which of the ways to add up gradients (gradients.py, sharded.py) a run takes."""
 
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.training.gradients import Gradients, Overlapped, Root, Summed
 
 

@@ -27,7 +27,7 @@ from mmpre.data.shards import ShardReader
 from mmpre.data.units import Units
 from mmpre.data.units import measure as cut
 from mmpre.draw import Draw
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.recipe import Recipe
 from mmpre.recipes.benchmarks.harness import quantiles, serve, take_turns, timed
 from mmpre.recipes.benchmarks.texts import find_texts, tokenizer_of

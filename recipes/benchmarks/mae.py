@@ -25,7 +25,7 @@ from mmpre.data.loader import MicroBatches, load, slots
 from mmpre.data.shards import ShardReader
 from mmpre.data.units import Units
 from mmpre.modalities.image_patches import DEVIATION, MEAN, random_crops
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.recipe import Recipe
 from mmpre.recipes.benchmarks.harness import serve, take_turns, timed
 from mmpre.recipes.benchmarks.pictures import write_pictures

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mmpre.benchmark import Comparison, Settings, Turn
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.recipes.benchmarks.bert import Case, training
 from mmpre.recipes.benchmarks.harness import serve, take_turns, timed
 from mmpre.recipes.benchmarks.loader import write_texts

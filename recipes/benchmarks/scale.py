@@ -30,7 +30,7 @@ from mmpre.data.loader import MicroBatch, MicroBatches, load, slots
 from mmpre.data.prefetch import Prefetch
 from mmpre.data.shards import ShardReader, shard_writer
 from mmpre.data.units import Units
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.recipe import Stage
 from mmpre.recipes.benchmarks.harness import peak_bytes, serve, take_turns, timed
 from mmpre.recipes.mae import mae

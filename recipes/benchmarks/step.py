@@ -31,7 +31,7 @@ from mmpre.modalities.video import VideoReader
 from mmpre.modality import Reader
 from mmpre.network import Network
 from mmpre.plugins import find_recipe
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.recipe import Stage
 from mmpre.recipes.benchmarks.harness import serve, take_turns, timed
 from mmpre.training.loop import Context, steps

@@ -28,7 +28,7 @@ from mmpre.data.shards import ShardReader
 from mmpre.data.units import Units
 from mmpre.draw import Draw
 from mmpre.modality import Reader
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.recipe import Recipe, Task
 from mmpre.recipes.benchmarks.harness import quantiles, serve, take_turns, timed
 from mmpre.recipes.benchmarks.pairs import write_pairs

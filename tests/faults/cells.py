@@ -12,7 +12,7 @@ import recording
 import torch.distributed as dist
 
 import mmpre
-from mmpre.processes import Processes
+from mmpre.processes.processes import Processes
 from mmpre.runs.options import RunOptions
 from mmpre.training import loop
 

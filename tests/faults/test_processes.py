@@ -10,8 +10,8 @@ from runs import resume, start, train
 
 import mmpre as library
 from mmpre.data.prefetch import LoadingError
-from mmpre.processes import Processes
 from mmpre.processes.peers import PeerError, check_alike, first_cause
+from mmpre.processes.processes import Processes
 from mmpre.processes.stopping import HANG_EXIT
 from mmpre.runs.lock import LockedError
 
