@@ -4,8 +4,8 @@
     webdataset   WebDataset, a shuffle buffer, the same tokenizer or the same crops and patches, batches; no checks
 
 Texts are cut into word pieces, pictures decoded, cropped, and cut into patches. Batches arrive in the training process.
-The crops of both are torchvision's; it resizes them by Pillow, and mmpre by torch, of which few values differ, by up to 3
-of 255.
+The crops of both are torchvision's; it resizes them by Pillow, and mmpre by torch, of which few values differ, by up to
+3 of 255.
 """
 
 from collections.abc import Callable, Iterator
