@@ -10,6 +10,7 @@ from mmpre.data.sample import Sample
 from mmpre.draw import Draw
 from mmpre.heads.vocabulary import Vocabulary
 from mmpre.modalities.text import Text
+from mmpre.recipe import Recipe
 from mmpre.tokens import Batch, pack
 from mmpre.view import View
 
@@ -58,6 +59,34 @@ def some_batch(
 
         rows.append(view.row(sample, readers, Draw.row(seed, 0, 0, epoch=epoch, unit=first + i), donor))
     return pack(rows, view.attend.plan)
+
+
+def losses_of(recipe: Recipe, samples: list[Sample], steps: int, *, lr: float = 3e-3) -> list[float]:
+    """The losses of plain steps on the same samples, masked anew in each."""
+    task = recipe.stages[0].tasks[0]
+    optimizer = torch.optim.AdamW(recipe.module().parameters(), lr=lr)
+    losses = []
+    for step in range(steps):
+        batch = some_batch(task.view, task.objective.readers, samples, epoch=step)
+        loss = task.objective(batch, Draw.micro_batch(0, 0, 0, 0)).total(batch.counts)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+class AsUnits:
+    """Samples as the units that evaluations read."""
+
+    def __init__(self, samples: list[Sample]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def sample(self, i: int) -> Sample:
+        return self.samples[i]
 
 
 def padded(batch: Batch, state_ND: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,6 +8,7 @@ from parity_text import (
     copy_embeddings,
     copy_encoder,
     copy_head,
+    losses_of,
     padded,
     some_batch,
     some_samples,
@@ -159,17 +160,6 @@ def test_the_recipe_at_its_base_scale_has_berts_110_million_parameters(tmp_path)
 
 def test_the_tiny_scale_learns():
     recipe = bert(**scales["tiny"] | dict(batch=8, length=32, width=32, depth=2))
-    (stage,) = recipe.stages
-    (task,) = stage.tasks
-    samples = some_samples(8, most=8)
-    optimizer = torch.optim.AdamW(recipe.module().parameters(), lr=3e-3)
-    losses = []
-    for step in range(60):
-        batch = some_batch(task.view, task.objective.readers, samples, epoch=step)
-        loss = task.objective(batch, DRAW).total(batch.counts)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = losses_of(recipe, some_samples(8, most=8), 60)
     assert sum(losses[-5:]) / 5 < 0.6 * sum(losses[:5]) / 5
     assert F.cross_entropy(torch.zeros(1, 259), torch.tensor([0])).item() == pytest.approx(losses[0], rel=0.1)

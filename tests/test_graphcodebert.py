@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from masking import row
-from parity_text import copy_encoder, some_batch, vary, word_tokenizer
+from parity_text import AsUnits, copy_encoder, some_batch, vary, word_tokenizer
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
@@ -261,17 +261,6 @@ def test_shuffled_edges_keep_their_ends_and_leave_the_questions_true():
     assert moved > 5
 
 
-class Units:
-    def __init__(self, samples):
-        self.samples = samples
-
-    def __len__(self):
-        return len(self.samples)
-
-    def sample(self, number):
-        return self.samples[number]
-
-
 def test_auc_is_that_of_scikit_learn_ties_included():
     rng = np.random.default_rng(0)
     for _ in range(20):
@@ -286,15 +275,15 @@ def test_pairs_are_ranked_beside_what_equal_names_tell():
     recipe.module().eval()
     task = task_of(recipe, "edge")
     ranking = recipe.evaluations[1]
-    own, rule = ranking.run(Units(samples), Processes())
+    own, rule = ranking.run(AsUnits(samples), Processes())
     assert own.name == "edge: AUC" and rule.name == "edge, by equal names alone: AUC"
     assert own.chance == 0.5 and own.protocol["pairs"] >= own.protocol["true"] > 20 and own.n <= 40
     assert 0.6 < rule.value < 0.95 and rule.low < rule.value < rule.high
-    assert ranking.run(Units(samples), Processes())[0] == own, "nothing is drawn anew"
+    assert ranking.run(AsUnits(samples), Processes())[0] == own, "nothing is drawn anew"
 
     for sign, wanted in ((1, 1.0), (-1, 0.0)):
         told = ("by the answers", lambda tokens, pair_P2, sign=sign: sign * tokens["edge_true"].float())
-        _, known = PairRanking(task.objective, ranking.readout, ranking.view, told).run(Units(samples), Processes())
+        _, known = PairRanking(task.objective, ranking.readout, ranking.view, told).run(AsUnits(samples), Processes())
         assert known.value == wanted
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from parity_text import some_batch
+from parity_text import AsUnits, some_batch
 from scipy.stats import chisquare
 from torch import nn
 
@@ -237,19 +237,6 @@ def test_its_step_can_be_planned_without_a_device():
     assert flops["all"] == flops["uniform"] and 1.5 * flops["bytes"] < flops["all"] < 4 * flops["bytes"]
 
 
-class Kept:
-    """Samples as units."""
-
-    def __init__(self, samples):
-        self.samples = samples
-
-    def __len__(self):
-        return len(self.samples)
-
-    def sample(self, number):
-        return self.samples[number]
-
-
 def test_hidden_bases_are_asked_for_alike_and_counted_by_row():
     recipe = mergedna(**SMALL)
     (evaluation,) = recipe.evaluations
@@ -259,7 +246,7 @@ def test_hidden_bases_are_asked_for_alike_and_counted_by_row():
         head.table.weight.zero_()
         head.bias[:] = torch.tensor([0.0, 1, 0, 0, 0, 0, 0, 0])
     samples = sequences([80] * 40, letters="AC") + sequences([80] * 10, seed=1, letters="C")
-    got = HiddenTokens(recipe.network, head, evaluation.view, rows=50).run(Kept(samples), Processes.start())[0]
+    got = HiddenTokens(recipe.network, head, evaluation.view, rows=50).run(AsUnits(samples), Processes.start())[0]
     assert got.n == 50 and 0.5 < got.value < 0.7 and got.rows.max() == 1.0
     assert got.chance == pytest.approx(got.value, abs=1e-6)  # the commonest is C
 

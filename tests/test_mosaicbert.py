@@ -1,6 +1,6 @@
 import pytest
 import torch
-from parity_text import some_batch, some_samples, word_tokenizer
+from parity_text import losses_of, some_batch, some_samples, word_tokenizer
 
 from mmpre.data.loader import MicroBatches
 from mmpre.draw import Draw
@@ -75,14 +75,5 @@ def test_every_parameter_shrinks_by_the_decay_times_the_schedule_alone(tokenizer
 def test_every_ablation_learns(parts, tokenizer):
     torch.manual_seed(0)
     recipe = mosaicbert(tokenizer=tokenizer, **SMALL | parts)
-    task, samples = recipe.stages[0].tasks[0], some_samples(8, most=8)
-    optimizer = torch.optim.AdamW(recipe.module().parameters(), lr=3e-3)
-    losses = []
-    for step in range(80):
-        batch = some_batch(task.view, task.objective.readers, samples, epoch=step)
-        loss = task.objective(batch, DRAW).total(batch.counts)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = losses_of(recipe, some_samples(8, most=8), 80)
     assert sum(losses[-5:]) < 0.75 * sum(losses[:5])

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from parity_text import some_batch, vary, word_tokenizer
+from parity_text import AsUnits, some_batch, vary, word_tokenizer
 from violets import DRAW, SMALL, batch_of, made, member, some, task_of
 
 import mmpre
@@ -223,24 +223,11 @@ def test_it_and_its_ablations_learn(parts, tokenizer):
     assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
 
 
-class Few:
-    """Units of some samples, as evaluations read them."""
-
-    def __init__(self, samples):
-        self.samples = samples
-
-    def __len__(self):
-        return len(self.samples)
-
-    def sample(self, i):
-        return self.samples[i]
-
-
 def test_hidden_words_are_counted_right_where_the_head_says_them(tokenizer):
     recipe = made(tokenizer)
     hidden = recipe.evaluations[1]
     hidden = HiddenWords(hidden.network, hidden.head, hidden.readers, ("w1", "w2"))
-    samples = Few([member(0, words="w1 w2 w3"), member(1, words="w3 w1"), member(2, words="w11 w3")])
+    samples = AsUnits([member(0, words="w1 w2 w3"), member(1, words="w3 w1"), member(2, words="w11 w3")])
     with torch.no_grad():
         hidden.head.table.weight.zero_()
         hidden.head.bias.zero_()

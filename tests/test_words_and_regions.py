@@ -5,6 +5,7 @@ import json
 import pytest
 import safetensors.torch
 import torch
+from parity_text import AsUnits
 
 from mmpre.data.sample import Sample
 from mmpre.evaluation.grounding import Grounding
@@ -53,21 +54,10 @@ class Knowing(torch.nn.Module):
         return state_ND
 
 
-class OneCollage:
-    def __init__(self, samples):
-        self.samples = samples
-
-    def __len__(self):
-        return len(self.samples)
-
-    def sample(self, i):
-        return self.samples[i]
-
-
 @pytest.mark.parametrize(("off", "expected"), [(0, 1.0), (1, 0.0)])
 def test_grounding_tells_words_that_point_at_their_region_from_those_that_point_elsewhere(off, expected):
     samples = [collage(), collage((2, 0, 1)), collage((1, 0, 2))]
-    (result,) = Grounding(Knowing(samples, off), READERS).run(OneCollage(samples), Processes())
+    (result,) = Grounding(Knowing(samples, off), READERS).run(AsUnits(samples), Processes())
     assert (result.value, result.n) == (expected, 9)
     assert result.chance == pytest.approx(1 / 3)
 
@@ -97,7 +87,7 @@ def test_reading_finds_the_region_without_which_a_hidden_name_is_lost(off, expec
     cost_WR = reading.costs(sample, Processes())
     lengths = [len(NAMES[n]) for n in (2, 0, 1)]
     assert cost_WR.tolist() == torch.diag(2.0 * torch.tensor(lengths)).roll(off, 1).tolist()
-    (result,) = reading.run(OneCollage([sample]), Processes())
+    (result,) = reading.run(AsUnits([sample]), Processes())
     assert (result.value, result.n) == (expected, 3)
 
 
