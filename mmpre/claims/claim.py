@@ -1,7 +1,7 @@
 """`mmpre claim`: a paper's comparison, made again: its own way beside others, over seeds, with a verdict by a rule.
 
 Each arm with each seed is a run in a folder and a process of its own (one_run.py, runs.py). What is finished is
-not done again, what was stopped goes on; so the same command takes up where it was. claims.py says what a claim is,
+not done again, what was stopped goes on; so the same command takes up where it was. __init__.py says what a claim is,
 page.py how it is told.
 """
 # S seeds
