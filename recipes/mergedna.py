@@ -113,4 +113,5 @@ claim = Claim(
     },
     equal="flops",
     quick=dict(steps=60, warmup=10),
+    kinds=("classification",),
 )

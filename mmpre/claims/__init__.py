@@ -63,7 +63,7 @@ class Claim:
 
     `numbers` hold for all arms, `quick` in place of them for a first look. With `equal` "flops" the steps of other arms
     are such that all take as many FLOPs as the paper's own, but for those with `steps` of their own; with "steps" they
-    are the same. Of the tasks of data sets' cards those of some `kinds` are measured, or all.
+    are the same. Beside the recipe's own evaluations the tasks of data sets' cards are measured, those of the `kinds`.
     """
 
     says: str

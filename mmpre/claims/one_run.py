@@ -38,7 +38,7 @@ class ClaimRun:
     flops: float  # of all steps
     options: RunOptions
     sets: Sequence[str] | None = None  # folders of data sets whose tasks are measured; none for the data's own
-    kinds: Sequence[str] = ()  # of their tasks that are measured; none for all
+    kinds: Sequence[str] = ()  # of their tasks that are measured
     after: Path | None = None  # the folder of a run that it starts from
 
     @property
@@ -83,9 +83,7 @@ class ClaimRun:
         """What was measured of it, if it was."""
         if self.sets is None or not self.trained:
             return None
-        some = [
-            one for one in kept(self.folder) if one["step"] == self.steps and one.get("kinds", []) == list(self.kinds)
-        ]
+        some = [one for one in kept(self.folder) if one["step"] == self.steps and one.get("kinds") == list(self.kinds)]
         return next((one for one in reversed(some) if not self.sets or one["sets"] == list(self.sets)), None)
 
     @property

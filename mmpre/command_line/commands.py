@@ -184,7 +184,9 @@ def eval_(rest: list[str]) -> None:
             print(evaluation.page([Path(run) for run in runs]))
             return
         for run in runs:
-            answer = evaluation.evaluate(run, data=data, sidecar=sidecar, best=best, rows=rows, sets=on, kinds=kinds)
+            answer = evaluation.evaluate(
+                run, data=data, sidecar=sidecar, best=best, rows=rows, sets=on, kinds=kinds or None
+            )
             if json:
                 print(_json(answer))
                 continue

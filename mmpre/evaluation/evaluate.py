@@ -43,12 +43,13 @@ KEPT = "evaluation.json"  # in a run's folder: what was measured last, for each 
 
 def evaluate(
     run: Path | str, *, data: Sequence[str] = (), sidecar: str | None = None, best: bool = False,
-    untrained: bool = True, rows: int = 2048, sets: Sequence[Path | str] = (), kinds: Sequence[str] = (),
+    untrained: bool = True, rows: int = 2048, sets: Sequence[Path | str] = (), kinds: Sequence[str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Held-out losses of every task, the recipe's own evaluations, and the tasks of data sets' cards.
 
     `data` defaults to the run's held-out shards, `sets` (folders with a card) to the set that the run's shards lie in,
-    where no data is given; of their tasks those of some `kinds` are measured, or all. Returns {"run", "step", "data",
+    where no data is given; of their tasks those of some `kinds` are measured, or all. Without `untrained` neither that
+    network nor what needs no network is measured beside it. Returns {"run", "step", "data",
     "trained": {...}, "untrained": {...}, "trivial": {...}}, each with "tasks" (loss and metrics by task) and "results"
     (name, value, interval, n, chance); "gain" says by how much trained is better than untrained on the same rows, "not
     measured" why a task is missing. Kept in the run's folder as evaluation.json.
@@ -63,10 +64,11 @@ def evaluate(
     answer: dict[str, Any] = {
         "run": str(run), "recipe": opened.record["recipe"]["name"], "step": opened.checkpoint.step, "data": list(urls),
         "sets": [str(folder) for folder in cards], "seed": opened.record["options"]["seed"],
-        "kinds": list(kinds), "numbers": dict(opened.record["numbers"]), "protocol": protocol(),
+        "kinds": None if kinds is None else list(kinds), "numbers": dict(opened.record["numbers"]),
+        "protocol": protocol(),
     }  # fmt: skip
     networks = {"trained": opened.recipe} | ({"untrained": opened.untrained()} if untrained else {})
-    tasks = [task for folder in cards for task in card_tasks(folder) if not kinds or task.kind in kinds]
+    tasks = [task for folder in cards for task in card_tasks(folder) if kinds is None or task.kind in kinds]
     if kinds and not tasks:
         raise RunError(f"{run}: no task of kind {' or '.join(kinds)} on the cards of {', '.join(map(str, cards))}")
     found: dict[str, dict[str, Result]] = {}
@@ -75,7 +77,7 @@ def evaluate(
         results = [*answer[name].pop("results", []), *_measure_cards(tasks, recipe, answer)]
         found[name] = {one.name: one for one in results}
         answer[name]["results"] = [one.as_json() for one in results]
-    if tasks:
+    if tasks and untrained:
         subject = Subject(opened.untrained())
         answer["trivial"] = {"results": [one.as_json() for task in tasks for one in trivial(task, subject)]}
     if untrained:
@@ -118,7 +120,7 @@ def protocol() -> dict[str, Any]:
 def keep(run: Path, answer: Mapping[str, Any]) -> None:
     """Put an evaluation in the run's file, in place of an earlier one of the same step, data, sets and kinds."""
     about = ("step", "data", "sets", "kinds")
-    others = [one for one in kept(run) if any(one.get(key, []) != answer.get(key, []) for key in about)]
+    others = [one for one in kept(run) if any(one.get(key) != answer.get(key) for key in about)]
     with file_aside(run / KEPT) as aside:
         aside.write_text(json.dumps([*others, answer], indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
