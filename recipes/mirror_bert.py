@@ -97,10 +97,10 @@ claim = Claim(
     },
     equal="flops",
     numbers=dict(valid_every=50),
-    quick=dict(steps=20, valid_every=50),
+    quick=dict(valid_every=50),
     before=Before(
         number="start", recipe="bert", numbers=dict(steps=1_000, warmup=100, batch=128),
-        quick=dict(steps=150, warmup=30, batch=64),
+        quick=dict(steps=400, warmup=40, batch=64),
     ),
     kinds=("similarity",),
 )  # fmt: skip

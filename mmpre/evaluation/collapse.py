@@ -12,7 +12,10 @@ ROWS, RESAMPLES = 2_048, 100
 def collapse(name: str, x_SD: Float[np.ndarray, "S D"]) -> list[Result]:
     """RankMe (Garrido et al. 2022, arXiv:2210.02885) of centred vectors; the deviation of their directions, 1 where
     they are spread over all of the sphere, 0 where all are one; and the variance of a value, the mean over the width.
+    Nothing of fewer than two vectors, which tell nothing of it.
     """
+    if len(x_SD) < 2:
+        return []
     x_SD = x_SD[:ROWS].astype(np.float64)
     told = {"rows": len(x_SD), "width": x_SD.shape[1]}
     return [
