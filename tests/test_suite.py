@@ -106,6 +106,7 @@ def test_collapse_is_told_from_spread():
     assert (rank.name, variance.name) == ("noise: RankMe", "noise: variance")
     assert variance.low < 4 < variance.high and variance.value == pytest.approx(4, abs=0.3)
     assert collapse("one", np.ones((5, 4)))[2].value == 0
+    assert collapse("alone", np.ones((1, 4))) == []
 
 
 TASKS = [
