@@ -4,16 +4,21 @@ Paper    Fu et al. 2021, "VIOLET: End-to-End Video-Language Transformers with Ma
          arXiv:2111.12681
 Follows  the authors' code (tsujuifu/pytorch_violet): Video Swin that keeps every frame, places and times, blockwise or
          attended masking of each row, hidden patches black before the Swin, codes of each frame at a quarter of its
-         size, captions among those of three others by scores over 0.05, AdamW with a constant learning rate
+         size (tiny: at half), captions among those of three others by scores over 0.05, AdamW with a constant learning
+         rate
 Differs  weights start at random (theirs: Video Swin of Kinetics, BERT); codes by our own visual_tokens (theirs: the
          encoder of DALL-E); all sources mixed (theirs: one after the other within an epoch); eight processes are taken
          for granted in `batch`; 15 percent of a row's own tokens are drawn where attention says (theirs: of a row
          padded to 32 words); the target of a hidden patch is its own code (theirs, in blocks: its left neighbour's, by
-         an index that forgets [CLS]); vectors are not decayed
+         an index that forgets [CLS]); vectors are not decayed; the arms "MVM on pixels" and "random masks only" are
+         left out
 Expect   not run at paper scale
-Run      mmpre train visual_tokens --scale tiny --clip 4 --side-px 32 --framing whole --data "moving/train" --out codes
-         mmpre data derive moving/train --by codes --out train-codes       (and the same for moving/valid)
-         mmpre train violet --scale tiny --data moving/train --sidecar train-codes
+Run      mmpre train visual_tokens --scale tiny --codes 256 --clip 4 --side-px 32 --framing whole --data moving/train
+           --out codes
+         mmpre data derive moving/train --by codes --out train-codes       (and moving/valid into valid-codes)
+         mmpre data tokenizer moving/train --out words.json
+         mmpre train violet --scale tiny --data moving/train --sidecar train-codes --tokenizer words.json
+           --valid moving/valid --valid-sidecar valid-codes
 """
 
 from torch import nn
@@ -22,6 +27,7 @@ from mmpre.claims import Against, Claim
 from mmpre.data.codes import WithCodes
 from mmpre.data.video import Evenly, Video
 from mmpre.encoder import bert_encoder
+from mmpre.evaluation.hidden import HiddenTokens
 from mmpre.evaluation.hidden_words import HiddenWords
 from mmpre.evaluation.retrieval import PairRetrieval
 from mmpre.heads.vocabulary import Vocabulary
@@ -104,18 +110,20 @@ def violet(
     objective = OnePass(net, [mlm, visual] if mvm else [mlm], again=[vtm])
     if attended:
         objective = Attended(objective, hiding, share=hide, rows=attended)
-    view = View(
-        readers={"video": WithCodes(reader, codes)} if mvm else {}, corruption=hiding,
-        picks={"word": RandomTokens(role="text", rate=hide, at_least_one=False), "patch": Blocks(role="video")},
-    )  # fmt: skip
+    coded, patches = {"video": WithCodes(reader, codes)} if mvm else {}, {"patch": Blocks(role="video")}
+    words_too = {"word": RandomTokens(role="text", rate=hide, at_least_one=False), **patches}
+    view = View(readers=coded, picks=words_too, corruption=hiding)
     stage = Stage(
         tasks=[Task("violet", view, objective)], data=data, sidecar=sidecar or None, valid=valid,
         valid_sidecar=valid_sidecar or None, steps=steps, batch=batch, micro_batches=micro_batches,
         optimizer=AdamW(lr=lr, betas=(0.9, 0.98), weight_decay=decay, schedule=Constant()), valid_every=valid_every,
     )  # fmt: skip
     retrieval = PairRetrieval(None, net.readers, item="video", rows=pool, between=lambda batch: vtm.between(net, batch))
-    hidden = HiddenWords(net, mlm.head, net.readers, words)
-    return Recipe([stage], net, evaluations=[retrieval, hidden])
+    evaluations = [retrieval, HiddenWords(net, mlm.head, net.readers, words)]
+    if mvm:
+        shown = View(readers=coded, picks=patches, corruption=HideAll())
+        evaluations.append(HiddenTokens(net, visual.head, shown, name="hidden patches' codes"))
+    return Recipe([stage], net, evaluations=evaluations)
 
 
 scales = {

@@ -125,7 +125,10 @@ def test_the_papers_swin_and_its_tiny_variant_have_the_stated_sizes():
     assert sum(p.numel() for p in base.parameters()) / 1e6 == pytest.approx(49.5, abs=0.05)
     tiny = Swin(32, 16, (1, 1, 2, 1), (1, 2, 4, 8), (8, 4, 4), 0.0)
     assert sum(p.numel() for p in tiny.parameters()) / 1e6 == pytest.approx(0.4, abs=0.05)
-    assert tiny(torch.rand(1, 4, 128, 128, 3)).shape == (1, 4, 4, 4, 128)
+    y = tiny(torch.rand(1, 4, 128, 128, 3))
+    assert y.shape == (1, 4, 4, 4, 128)
+    y.square().sum().backward()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in tiny.parameters())
 
 
 def test_half_of_the_clips_leave_a_block_out_and_others_are_scaled_up():

@@ -16,10 +16,13 @@ from violets import DRAW, SMALL, batch_of, made, member, some, task_of
 
 import mmpre
 from mmpre.data.codes import WithCodes
+from mmpre.data.derive import derive
 from mmpre.data.sample import BadMember, Sample
 from mmpre.data.shard_writer import shard_writer
+from mmpre.derivers import from_run
 from mmpre.draw import Draw
 from mmpre.evaluation.evaluate import evaluate
+from mmpre.evaluation.hidden import HiddenTokens
 from mmpre.evaluation.hidden_words import HiddenWords
 from mmpre.masking.grid import Blocks
 from mmpre.plan import plan
@@ -237,6 +240,28 @@ def test_hidden_words_are_counted_right_where_the_head_says_them(tokenizer):
     assert not HiddenWords(hidden.network, hidden.head, hidden.readers, ("w50",)).run(samples, Processes.start())
 
 
+def test_codes_of_hidden_patches_are_asked_of_held_out_clips_where_they_are_learned(tokenizer):
+    recipe = made(tokenizer)
+    (asked,) = [one for one in recipe.evaluations if isinstance(one, HiddenTokens)]
+    with torch.no_grad():
+        asked.head.table.weight.zero_()
+        asked.head.bias[3] = 1.0  # of the codes 0 to 3, which two clips each are full of
+    clean = [one.clean_M for one in _picked(asked, of_kinds(8, 0))]
+    (result,) = asked.run(AsUnits(of_kinds(8, 0)), Processes.start())
+    assert (result.name, result.value, result.n) == ("hidden patches' codes", 0.25, 8)
+    by_kind = [sum(len(clean[i]) for i in (kind, kind + 4)) for kind in range(4)]
+    assert result.chance == pytest.approx(max(by_kind) / sum(by_kind)) and min(map(len, clean)) > 0
+    assert not any(isinstance(one, HiddenTokens) for one in made(tokenizer, mvm=0.0).evaluations)
+
+
+def _picked(asked, samples):
+    for number, sample in enumerate(samples):
+        row = asked.view.row(sample, asked.network.readers, Draw.row(0, 0, 0, epoch=0, unit=number), None)
+        assert torch.equal(row.replaced["video"].nonzero().squeeze(1), row.picked["patch"].clean_M)
+        assert not row.replaced["text"].any()
+        yield row.picked["patch"]
+
+
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
@@ -245,6 +270,12 @@ def shards(tmp_path_factory):
             for sample in of_kinds(16, seed):
                 sink.write({"__key__": f"{split}{sample.key}", **sample.members})
     return folder
+
+
+def losses(run):
+    """What was written of each step's losses, of training and held-out ones."""
+    kept = ("step", "loss", "losses", "metrics", "valid")
+    return [{name: line[name] for name in kept if name in line} for line in read_metrics(run / "metrics.jsonl")]
 
 
 def test_a_run_that_was_killed_goes_on_as_if_it_was_not(shards, tokenizer, tmp_path):
@@ -264,9 +295,33 @@ def test_a_run_that_was_killed_goes_on_as_if_it_was_not(shards, tokenizer, tmp_p
     mmpre.resume(tmp_path / "cut", workers=1)
     one, other = (mmpre.load(tmp_path / name).recipe.module().state_dict() for name in ("whole", "cut"))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert losses(tmp_path / "cut") == (whole := losses(tmp_path / "whole")) and len(whole) >= 9
     told = evaluate(tmp_path / "whole")
     names = [result["name"] for result in told["trained"]["results"]]
     assert any("text to video R@1" in name for name in names) and any("hidden words" in name for name in names)
+
+
+def test_codes_of_a_codebook_that_was_learned_first_are_what_it_predicts(tokenizer, tmp_path):
+    for split, seed in (("train", 0), ("valid", 1)):
+        with shard_writer(tmp_path / split) as sink:
+            for sample in of_kinds(16, seed):
+                members = {name: one for name, one in sample.members.items() if name != "derived.safetensors"}
+                sink.write({"__key__": f"{split}{sample.key}", **members})
+    mmpre.train("visual_tokens", data=(str(tmp_path / "train"),), out=tmp_path / "codebook", clip=4, side_px=16,
+                framing="whole", codes=12, values=8, width=32, depth=1, decoder_depth=1, heads=2, batch=8,
+                micro_batches=1, steps=2, warmup=0, options=RunOptions(workers=0))  # fmt: skip
+    for split in ("train", "valid"):
+        derive([tmp_path / split], tmp_path / f"{split}-codes", from_run(tmp_path / "codebook"))
+    numbers = SMALL | dict(steps=2, valid_every=1, pool=6, words=("w1", "w2"))
+    mmpre.train("violet", out=tmp_path / "run", data=(str(tmp_path / "train"),), valid=(str(tmp_path / "valid"),),
+                sidecar=str(tmp_path / "train-codes"), valid_sidecar=str(tmp_path / "valid-codes"),
+                tokenizer=tokenizer, options=RunOptions(workers=0, log_every=1), **numbers)  # fmt: skip
+    ledger = tmp_path / "run" / "ledger.jsonl"
+    assert not ledger.exists() or not ledger.read_text()
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert any("mvm" in str(line) for line in lines) and any("valid" in line for line in lines)
+    found = {one["name"]: one for one in evaluate(tmp_path / "run")["trained"]["results"]}
+    assert found["hidden patches' codes"]["n"] == 16
 
 
 def test_a_step_is_planned_without_data():
