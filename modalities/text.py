@@ -284,7 +284,7 @@ class Text(nn.Module):
     row, by default the reader's, and 0 for none, where the encoder tells places by itself (ALiBi, rotary);
     `first_position` is the row of the position table that position 0 uses (RoBERTa: 2). The table of words has a
     multiple of `multiple` rows, the last ones unused: some matrix products are faster so. `types` is 0 where nothing
-    tells types apart. Tables are drawn with the deviation `std`. `norm` is LayerNorm unless given.
+    tells types apart. `norm` is LayerNorm unless given.
     """
 
     def __init__(
@@ -298,7 +298,6 @@ class Text(nn.Module):
         multiple: int = 1,
         dropout: float = 0.1,
         eps: float = 1e-12,
-        std: float = 0.02,
         norm: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -313,7 +312,7 @@ class Text(nn.Module):
         self.dropout = Dropout(dropout)
         for table in (self.table, self.positions, self.types):
             if table is not None:
-                nn.init.normal_(table.weight, std=std)
+                nn.init.normal_(table.weight, std=0.02)
 
     def features(self, tokens: Tokens) -> Float[Tensor, "N D"]:
         """The word vectors."""

@@ -66,13 +66,14 @@ def babylm2(
 ) -> Recipe:
     reader, std = TextReader(tokenizer, max_length=4 * length, windowed=True), (2 / (5 * width)) ** 0.5
     norm = nn.LayerNorm(width, eps=1e-5, elementwise_affine=False)  # without weights, so one serves all
-    text = Text(reader, width=width, positions=0, types=0, dropout=dropout, std=std, norm=norm)
+    text = Text(reader, width=width, positions=0, types=0, dropout=dropout, norm=norm)
     net = Network(
         {"text": text},
         ltgbert_encoder(width, depth, heads, hidden=hidden, dropout=dropout, attention_dropout=dropout),
     )
     dense = nn.Linear(width, width)
-    nn.init.trunc_normal_(dense.weight, std=std, a=-2 * std, b=2 * std)
+    for weight in (text.table.weight, dense.weight):
+        nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
     nn.init.zeros_(dense.bias)
     transform = nn.Sequential(norm, dense, nn.GELU(), norm, Dropout(dropout))
     head, turn = Vocabulary(text.table, transform=transform, z=z), masked + causal

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from parity_text import some_samples, word_tokenizer
+from parity_text import some_samples, vary, word_tokenizer
 
 from mmpre.attention.bias import LogBuckets
 from mmpre.data.sample import Sample
@@ -117,6 +117,50 @@ def test_states_and_gradients_are_those_of_the_equations(causal):
     torch.testing.assert_close(encoder(x_ND, layout, plan, at=at), ours[at])
 
 
+def normed(x):
+    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+
+
+def test_the_head_and_the_words_are_those_of_the_equations(tokenizer):
+    task = some_task(tokenizer)
+    text, head = task.objective.net.modalities["text"], task.objective.readouts[0].head.double()
+    vary(task.objective)
+    assert all(readout.head is head for readout in task.objective.readouts) and head.table is text.table
+    tokens = batch_of(task, some_samples(4)).clean["text"]
+    nothing = torch.zeros(len(tokens), dtype=torch.bool)
+    x_ND = text.embed(text.features(tokens), tokens, nothing)
+    torch.testing.assert_close(x_ND, normed(text.table.weight[tokens["ids"]]), atol=1e-12, rtol=0)
+    dense, state_ND = head.transform[1], torch.randn(len(tokens), 32, dtype=torch.float64)
+    y_ND = normed(state_ND) @ dense.weight.T + dense.bias
+    y_ND = normed(y_ND * (1 + torch.erf(y_ND / math.sqrt(2))) / 2)
+    score_NV, id_N = y_ND @ text.table.weight.T + head.bias, tokens["ids"].long()
+    every = score_NV.exp().sum(1).log()
+    wanted = every - score_NV.gather(1, id_N[:, None])[:, 0] + 1e-4 * every.square()
+    got = head(state_ND, tokens, torch.arange(len(tokens)))
+    torch.testing.assert_close(got.double(), wanted, atol=1e-5, rtol=1e-5)  # the loss is in single precision
+    assert (1e-4 * every.square()).min() > 1e-4, "the z-loss is seen"
+
+
+def test_start_weights_are_cut_off_at_two_deviations_and_feed_forwards_get_smaller(tmp_path):
+    word_tokenizer(300).save(str(tmp_path / "tokenizer.json"))
+    task = some_task(str(tmp_path), width=64, depth=3, hidden=96)
+    net, head = task.objective.net, task.objective.readouts[0].head
+    std, seen = math.sqrt(2 / (5 * 64)), 0
+    (block,) = net.encoder.blocks
+    named = [(0, name, weight) for name, weight in (*head.named_parameters(), *net.modalities.named_parameters())]
+    for number, sublayer in enumerate(block.sublayers):
+        named += [(number // 2, name, weight) for name, weight in sublayer.named_parameters()]
+    for i, name, weight in named:
+        if weight.ndim == 1 and "norm" not in name:
+            assert not weight.any(), name
+        elif weight.ndim == 2:
+            own = std * (math.sqrt(1 / (2 * (1 + i))) if name.endswith(("up.weight", "down.weight")) else 1)
+            assert weight.detach().std() == pytest.approx(0.88 * own, rel=0.05), name
+            assert 1.9 * own < weight.abs().max() <= 2 * own, name
+            seen += 1
+    assert seen >= 3 + 3 * 5
+
+
 @pytest.mark.parametrize(
     ("scale", "vocabulary", "count"), [("small", 8_192, 29_892_164), ("base", 16_384, 119_454_532)]
 )
@@ -211,8 +255,9 @@ def test_each_kind_has_its_share_of_the_gradient_whatever_its_number_of_words(to
 def test_fewer_words_are_hidden_as_training_goes_on_80_10_10_by_spans(tokenizer):
     stages = babylm2(tokenizer=tokenizer, **SMALL | dict(causal=0, steps=100, length=64)).stages
     g = torch.Generator().manual_seed(0)
-    texts = [" ".join(f"w{w}" for w in torch.randint(60, (60,), generator=g).tolist()) for _ in range(500)]
+    texts = [" ".join(f"w{w}" for w in torch.randint(60, (60,), generator=g).tolist()) for _ in range(2_000)]
     samples = [Sample(f"{i}", "", "", {"txt": text.encode()}) for i, text in enumerate(texts)]
+    hidden, masks, kept = 0, 0, 0
     for number, step, share in ((0, 0, 0.30), (0, 50, 0.225), (2, 0, 0.165)):
         batch = batch_of(stages[number].tasks[0], samples, step)
         picked, text = batch.picked["masked"], batch.clean["text"]
@@ -220,8 +265,10 @@ def test_fewer_words_are_hidden_as_training_goes_on_80_10_10_by_spans(tokenizer)
         # spans come whole, so a little more than the share is hidden
         assert -0.005 < len(picked) / int((text.special_N < 0).sum()) - share < 0.02
         shown, own = batch.seen["text"]["ids"][picked.seen_M], text["ids"][picked.clean_M]
-        assert batch.replaced["text"].sum() / len(picked) == pytest.approx(0.8, abs=0.02)
-        assert ((shown == own).sum() / len(picked)).item() == pytest.approx(0.1, abs=0.02)
+        hidden, kept = hidden + len(picked), kept + int((shown == own).sum())
+        masks += int(batch.replaced["text"].sum())
+    # what is shown is drawn for spans: of some 40,000 the shares are off by a fifth of a point
+    assert masks / hidden == pytest.approx(0.8, abs=0.01) and kept / hidden == pytest.approx(0.1, abs=0.01)
 
 
 @pytest.mark.parametrize("parts", [dict(masked=3), dict(causal=0), dict(masked=0)], ids=str)
