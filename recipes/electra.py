@@ -6,9 +6,11 @@ Follows  the authors' code (google-research/electra): a generator of the same de
          shares the embeddings; 15 percent of the tokens picked (large: 25), 85 percent of them masked and the others
          kept; samples from its softmax; a loss over all tokens, with a weight of 50; Adam without bias correction
 Differs  rows are windows of whole words from one text (theirs: mostly two segments, 5 percent of random length); picked
-         tokens are drawn without replacement (in theirs one drawn twice gets the mean of two ids); the learning rate
-         warms up and then falls along one line (theirs: the line times the warm-up); weights start from a normal
-         distribution that is not cut off; the copy gate of All-Tokens MLM and the two towers of Electric are left out
+         tokens are drawn without replacement (in theirs one drawn twice gets the mean of two ids), as a share of the
+         ordinary ones (theirs: of all, special ones included); the learning rate warms up and then falls along one line
+         (theirs: the line times the warm-up); weights start from a normal distribution that is not cut off; bytes
+         unless a tokenizer is given (theirs: 30,522 word pieces); layers that both networks share, the copy gate of
+         All-Tokens MLM and the two towers of Electric are left out
 Expect   not run at paper scale
 Run      mmpre train electra --scale tiny --data "text/*.tar"
 """
@@ -40,6 +42,7 @@ def electra(
     table: int = 768,  # width of the embeddings, which both networks share
     generator_width: int = 256,  # of the generator's states
     generator_heads: int = 4,  # of its attention
+    untied_generator_embeddings: bool = False,  # give it embeddings of its own; its layers always are
     length: int = 512,  # tokens in a window at most, [CLS] and [SEP] included
     positions: int = 512,  # rows of the position table, so that longer texts can be fine-tuned on
     hide: float = 0.15,  # share of the tokens that is picked
@@ -61,13 +64,16 @@ def electra(
     valid_every: int = 5_000,  # steps
 ) -> Recipe:
     reader = TextReader(tokenizer, max_length=length, windowed=True)
-    words = Text(reader, width=table, positions=max(positions, length), dropout=dropout)
 
-    def network(width: int, heads: int) -> Network:
+    def embeddings() -> Text:
+        return Text(reader, width=table, positions=max(positions, length), dropout=dropout)
+
+    def network(words: Text, width: int, heads: int) -> Network:
         encoder = bert_encoder(width, depth, heads, dropout=dropout, attention_dropout=dropout)
         return Network({"text": words if width == table else Projected(words, table, width)}, encoder)
 
-    net = network(width, heads)
+    words = embeddings()
+    net = network(words, width, heads)
     if learn in ("all", "picked"):
         readout = Detect("text", Score(width), pick="word" if learn == "picked" else None, weight=weight)
     else:
@@ -79,8 +85,9 @@ def electra(
         shown = reader.replacement(mask=0.0, random=1.0)
     else:
         shown = reader.replacement(mask=mask, random=0.0)
-        head = Vocabulary(words.table, width=generator_width)
-        generator = network(generator_width, generator_heads)
+        guessed = embeddings() if untied_generator_embeddings else words
+        head = Vocabulary(guessed.table, width=generator_width)
+        generator = network(guessed, generator_width, generator_heads)
         objective = Sampled(generator, "word", head, objective, temperature=temperature, own=own)
     view = View(picks={"word": ExactShare(role="text", share=hide)}, corruption=shown)
     schedule = Linear(warmup=warmup, total=steps)
@@ -110,10 +117,11 @@ scales = {
 }  # fmt: skip
 
 claim = Claim(
-    says="judging all tokens teaches more than judging those that were picked, and than predicting masked ones",
+    says="judging all tokens teaches more than judging picked ones, or random ones, and than predicting masked ones",
     against={
         "picked alone": Against(numbers={"learn": "picked"}, measure="linear probe"),
         "masked words": Against(numbers={"learn": "masked"}, measure="linear probe"),
+        "random tokens": Against(numbers={"uniform": True}, measure="linear probe"),
     },
     equal="flops",
     quick=dict(steps=150, warmup=15),

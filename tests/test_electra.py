@@ -179,6 +179,25 @@ def test_the_discriminators_loss_reaches_nothing_of_the_generator_but_the_shared
     assert all(p.grad is not None for p in objective.then.parameters())
 
 
+def test_with_embeddings_of_its_own_the_discriminators_loss_reaches_nothing_of_the_generator(tokenizer):
+    task = some_task(tokenizer, untied_generator_embeddings=True)
+    objective, tied = task.objective, some_task(tokenizer).objective
+    texts = [one.net.modalities["text"].modality for one in (objective.guess, objective.then)]
+    assert objective.guess.readouts[0].head.table is texts[0].table is not texts[1].table
+    generator, discriminator = ({id(p) for p in one.parameters()} for one in (objective.guess, objective.then))
+    assert not generator & discriminator
+    added = sum(p.numel() for p in objective.parameters()) - sum(p.numel() for p in tied.parameters())
+    assert added == sum(p.numel() for p in texts[0].parameters())
+    guess, judge = objective(batch_of(task, some_samples(9)), DRAW).terms
+    judge.sum.backward(retain_graph=True)
+    assert not any(p.grad is not None and p.grad.any() for p in objective.guess.parameters())
+    assert all(p.grad.any() for p in objective.then.parameters())
+    objective.zero_grad()
+    guess.sum.backward()
+    assert all(p.grad.any() for p in objective.guess.parameters())
+    assert not any(p.grad is not None and p.grad.any() for p in objective.then.parameters())
+
+
 def test_judging_picked_tokens_alone_divides_by_their_number(tokenizer):
     every, some = some_task(tokenizer), some_task(tokenizer, learn="picked")
     batch = batch_of(every, some_samples(20))
