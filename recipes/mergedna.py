@@ -11,8 +11,10 @@ Differs  where the text is silent: the best pairs of a window are taken one afte
          softmax (at 0.1) gives the grouping map a gradient; the latent encoder compares states, not keys; attention
          adds the logarithm of sizes to scores, and a merged token stands where its first base does; the deviation of
          the draw is 0.05; the loss of masks is divided by the number of merged tokens that a step is to mask, which
-         rounding in its rows may miss by a few. Heads (16) and the inner width (2,752) follow from the parameters
-Expect   not run at paper scale; tiny: RESULTS.md
+         rounding in its rows may miss by a few. Heads (16) and the inner width (2,752) follow from the parameters. Half
+         of the windows are read on the other strand (`reverse`); the claim compares ways at equal FLOPs, not wall time.
+         Merging was held against ToMe's equations as written in the tests, not against its code
+Expect   not run at paper scale; tiny: no result kept yet
 Run      mmpre train mergedna --scale tiny --data "genomes/*.tar"
          mmpre claim mergedna --quick --data pyrodigal/train --valid pyrodigal/valid --on pyrodigal/frames
 """

@@ -79,6 +79,25 @@ def test_rows_packed_together_are_as_each_alone():
             )
 
 
+def test_rows_merge_on_in_the_latent_encoder_as_each_alone():
+    objective = some_task().objective.double()
+    net, together = objective.net, batch_of(some_task())
+
+    def fewer(batch):
+        merged, groups = net.encoder.latent(net.encoder.local(net.embed(batch), batch.layout, share=0.5), share=0.5)
+        return merged.layout, merged.state_LD, groups.source_N, net.encoder.decode(merged, batch.layout)
+
+    layout, state_LD, source_L, last_ND = fewer(together)
+    assert (source_L.bincount() > 1).any()
+    for i, sample in enumerate(sequences()):
+        _, alone_LD, group_L, decoded_ND = fewer(batch_of(some_task(), [sample]))
+        row = int((together.order_B == i).nonzero())
+        mine, own = layout.row_N == row, together.layout.row_N == row
+        torch.testing.assert_close(state_LD[mine], alone_LD, atol=1e-9, rtol=0)
+        assert torch.equal(source_L[mine] - source_L[mine].min(), group_L)
+        torch.testing.assert_close(last_ND[own], decoded_ND, atol=1e-9, rtol=0)
+
+
 def test_each_pass_leaves_as_many_tokens_as_its_share_and_windows_keep_order():
     task = some_task()
     batch, encoder = batch_of(task), task.objective.net.encoder
@@ -155,9 +174,17 @@ def test_exactly_so_many_whole_tokens_are_masked_and_what_they_were_does_not_lea
     other = tokens.with_values(ids=torch.where(masked_N, (tokens["ids"] + 1) % 4, tokens["ids"]))
     changed = task.objective.net.embed(type(hidden)(**hidden.__dict__ | {"seen": {"dna": other}}))
     assert torch.equal(changed, task.objective.net.embed(hidden))
-    cost_N, _ = task.objective._cost(task.objective._states(hidden, share), batch)
+    again, state_ND = task.objective._read(hidden, share)
+    cost_N, _ = task.objective._cost(state_ND, batch)
     want = float((cost_N * masked_N).sum().detach() / (share * 0.5))
     assert loss.terms[2].sum.item() == pytest.approx(want, rel=1e-5)
+
+    # how long what masks went into is: of the third pass's own merges, not of the first one's
+    spans = [again.size_L[again.merge.source_N], merged.size_L[merged.merge.source_N]]
+    by_hand, of_first = ([float((one[masked_N].clamp(max=4) == n).float().mean()) for n in range(1, 5)]
+                         for one in spans)  # fmt: skip
+    told = [float(loss.metrics[f"masked_of_{n}"][0]) / batch.counts["tokens"] for n in range(1, 5)]
+    assert told == pytest.approx(by_hand) and sum(told) == pytest.approx(1.0) and told != pytest.approx(of_first)
 
 
 def grads(task, number, **numbers):

@@ -82,15 +82,15 @@ class MergedReconstruction(nn.Module):
 
     def forward(self, batch: Batch, draw: Draw) -> Loss:
         encoder, layout, share = self.net.encoder, batch.layout, self.shares.at(draw)
-        merged = encoder.local(self.net.embed(batch), layout, share=share)
-        thought, _ = encoder.latent(merged)
-        all_N, right_N = self._cost(encoder.decode(thought, layout), batch)
+        merged, state_ND = self._read(batch, share)
+        all_N, right_N = self._cost(state_ND, batch)
         fewer, groups = encoder.latent(merged.detached(), share=self.latent)
         latent_N, also_N = self._cost(encoder.decode(fewer, layout), batch)
         picked_L = self.picked(merged, groups, draw)
         masked_N = merged.merge.back(picked_L)
         hidden = replace(batch, replaced={**batch.replaced, self.role: masked_N})
-        cost_N, found_N = self._cost(self._states(hidden, share), batch)
+        again, state_ND = self._read(hidden, share)
+        cost_N, found_N = self._cost(state_ND, batch)
         drawn = share * self.latent  # of the tokens of a step: how many are divided by, alike in all its parts
         terms = [
             Term("all", all_N.sum(), "tokens"),
@@ -100,7 +100,7 @@ class MergedReconstruction(nn.Module):
         metrics = {"all_accuracy": right_N.sum(), "latent_accuracy": also_N.sum(), "masked_share": masked_N.sum()}
         per_masked = layout.size / masked_N.sum().clamp(min=1)
         metrics["masked_accuracy"] = (found_N & masked_N).sum() * per_masked
-        metrics |= self._spans(merged, picked_L, layout.size)
+        metrics |= self._spans(merged, picked_L) | self._masked_spans(again, masked_N)
         return Loss(terms, {name: (value, "tokens") for name, value in metrics.items()})
 
     def picked(self, merged: Merged, groups: Merge, draw: Draw) -> Bool[Tensor, "L"]:
@@ -119,18 +119,28 @@ class MergedReconstruction(nn.Module):
             state_MD = self.net(batch, at=batch.layout.at(one.role, one.seen_M))
             yield name, self.head.guess(state_MD, batch.clean[one.role], one.clean_M)
 
-    def _states(self, batch: Batch, share: float) -> Float[Tensor, "N D"]:
-        merged, _ = self.net.encoder.latent(self.net.encoder.local(self.net.embed(batch), batch.layout, share=share))
-        return self.net.encoder.decode(merged, batch.layout)
+    def _read(self, batch: Batch, share: float) -> tuple[Merged, Float[Tensor, "N D"]]:
+        """What the local encoder makes of a batch, and the decoded states, with no merges in the latent encoder."""
+        encoder = self.net.encoder
+        merged = encoder.local(self.net.embed(batch), batch.layout, share=share)
+        thought, _ = encoder.latent(merged)
+        return merged, encoder.decode(thought, batch.layout)
 
     def _cost(self, state_ND: Float[Tensor, "N D"], batch: Batch) -> tuple[Float[Tensor, "N"], Bool[Tensor, "N"]]:
         """The loss of each token, and whether the likeliest id is its own."""
         score_NV, id_N = self.head.scores(state_ND), batch.clean[self.role][self.head.field]
         return self.head.loss(score_NV, id_N).float(), score_NV.detach().max(1).indices == id_N
 
-    def _spans(self, merged: Merged, picked_L: Bool[Tensor, "L"], size: int) -> dict[str, Tensor]:
+    def _spans(self, merged: Merged, picked_L: Bool[Tensor, "L"]) -> dict[str, Tensor]:
         """How many of the merged tokens are so long, and how long those are that were masked."""
-        length_L = merged.size_L.clamp(max=LONGEST)
+        length_L, size = merged.size_L.clamp(max=LONGEST), len(merged.merge.source_N)
         many = size / max(len(length_L), 1)
         found = {f"of_{n}": (length_L == n).sum() * many for n in range(1, LONGEST + 1)}
         return found | {"masked_size": (merged.size_L * picked_L).sum() * size / picked_L.sum().clamp(min=1)}
+
+    def _masked_spans(self, again: Merged, masked_N: Bool[Tensor, "N"]) -> dict[str, Tensor]:
+        """How many of the masked tokens went into merged ones so long when they were read as masks: as these are alike,
+        they merge first, and then into long ones."""
+        length_N = again.merge.back(again.size_L.clamp(max=LONGEST)).masked_fill(~masked_N, 0)
+        many = len(masked_N) / masked_N.sum().clamp(min=1)
+        return {f"masked_of_{n}": (length_N == n).sum() * many for n in range(1, LONGEST + 1)}
