@@ -5,10 +5,10 @@ Paper    Liu et al. 2021, "Fast, Effective, and Self-Supervised: Transforming Ma
 Follows  the authors' code (cambridgeltl/mirror-bert): no projection head; each text twice, one of the two with 5
          neighbouring characters in place of which a mask stands; NT-Xent over cosines, so that negatives come from both
          sides; AdamW at a constant rate, decay on everything, no warm-up, no clipping; dropout, or dropped heads
-Differs  the mean is taken of a text's own pieces (the authors' `mean_std`; their `mean` also takes in padding up to 50
-         places, and changes with it); the characters are erased where they were drawn (theirs: at their first
-         occurrence); one that lost all heads keeps them (theirs: division by 0); deduplicate the texts: equal ones of
-         a step are pushed apart
+Differs  the mean is taken of a text's own pieces alone (the authors' `mean_std` takes in [CLS], [SEP] and [MASK], and
+         their `mean` padding up to 50 places as well, and changes with it); the characters are erased where they were
+         drawn (theirs: at their first occurrence); one that lost all heads keeps them (theirs: division by 0);
+         deduplicate the texts: equal ones of a step are pushed apart
 Expect   not run at paper scale
 Run      mmpre train mirror_bert --scale tiny --start runs/bert --data "text/*.tar"
 """
@@ -93,7 +93,7 @@ claim = Claim(
     against={
         "the start alone": Against(numbers={"lr": 1e-12, "steps": 1}, measure="Spearman"),
         "more masked words": Against(numbers={"learn": "words"}, measure="Spearman"),
-        "new weights": Against(numbers={"start": ""}, measure="Spearman"),
+        "new weights": Against(numbers={"start": ""}, measure="Spearman"),  # the same steps, from random weights
     },
     equal="flops",
     numbers=dict(valid_every=50),

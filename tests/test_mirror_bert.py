@@ -100,16 +100,28 @@ def test_it_starts_from_a_trained_run_and_its_steps_spread_texts_out(tmp_path):
         "mirror_bert", tmp_path / "mirror", start=str(before), steps=20, lr=1e-3, dropout=0.1, erase=0, **shards,
         tokenizer=str(tmp_path / "tokenizer.json"), **small,
     )  # fmt: skip
-    samples, spread = some_samples(40, seed=9), []
+    samples, spread, apart, positive = some_samples(40, seed=9), [], [], []
     for run in (before, after):
         net = mmpre.load(run).recipe.network.eval()
-        task = some_task(str(tmp_path), **small | dict(steps=4))
+        task = some_task(str(tmp_path), **small | dict(steps=4, dropout=0.1))
         for tower in task.objective.towers.values():
             tower.net = net
         with torch.no_grad():
             x_BD, _ = features(task, samples)
+            a_BD, b_BD = features_of_noise(task, net, samples)
         spread.append(torch.pdist(x_BD).square().mul(-2).exp().mean().log().item())
+        apart.append(1 - torch.pdist(x_BD).square().mean().item() / 2)
+        positive.append((a_BD * b_BD).sum(1).mean().item())
     assert spread[1] < spread[0] - 0.1
+    assert apart[1] < apart[0] - 0.1, "the mean cosine of two texts falls"
+    assert positive[1] > 0.8 and positive[1] > apart[1] + 0.2, "that of a text with itself, under dropout, stays high"
+
+
+def features_of_noise(task, net, samples):
+    net.train()
+    made = features(task, samples)
+    net.eval()
+    return made
 
 
 def test_what_it_is_held_against_goes_on_with_the_starts_own_words_and_head(tmp_path):
