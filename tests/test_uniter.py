@@ -156,7 +156,7 @@ def test_joint_masking_hides_both_sides_but_keeps_one_loss_a_step(tokenizer):
 
 
 def test_its_claim_compares_both_maskings_on_rows_that_hide_one_side(tokenizer, recipe):
-    (other,) = claim.against.values()
+    other = claim.against["joint masking"]
     joint = uniter(tokenizer=tokenizer, **SMALL | other.numbers)
     for name, whole in (("mlm", "image"), ("mrfr", "text"), ("mrckl", "text")):
         held_out = [task(one, name).held_out for one in (recipe, joint)]
@@ -243,6 +243,21 @@ def test_alignment_is_a_tenth_of_the_matching_steps_loss_and_can_be_left_out(tok
     ]
     without = uniter(tokenizer=tokenizer, wra=0.0, **SMALL)
     assert [term.name for term in task(without, "itm").objective(batch, DRAW).terms] == ["itm"]
+
+
+@pytest.mark.parametrize(
+    ("learn", "told"),
+    [(("mlm", "mrfr", "mrckl"), ("Grounding", "Reading")), (("itm", "mlm"), ("PairRetrieval", "Grounding", "Reading"))],
+)
+def test_tasks_can_be_left_out_and_so_is_what_asks_their_heads(learn, told, tokenizer):
+    made = uniter(tokenizer=tokenizer, learn=learn, **SMALL)
+    assert tuple(one.name for one in made.stages[0].tasks) == learn
+    assert {made.stages[0].task_at(step, seed=0).name for step in range(60)} == set(learn)
+    assert tuple(type(one).__name__ for one in made.evaluations) == told
+    heads = [name for name, _ in made.module().named_parameters() if name.startswith("tasks.")]
+    assert {name.split(".")[1] for name in heads} <= set(learn)
+    with pytest.raises(ValueError, match="learn wants some of itm, mlm, mrfr and mrckl, got mlm wra"):
+        uniter(tokenizer=tokenizer, learn=("mlm", "wra"), **SMALL)
 
 
 def test_the_base_scale_has_the_papers_parameter_counts(tmp_path):
