@@ -213,8 +213,8 @@ LOOPS = ast.For | ast.AsyncFor | ast.While
 
 
 def test_the_flow_is_that_of_an_independent_copy_of_the_authors_code():
-    """On functions of Python's own library. `pip install --no-deps codebleu` lets it run: the package's own wish for an
-    older tree-sitter keeps it from the test extra."""
+    """On functions of Python's own library. `pip install --no-deps codebleu==0.7.0` lets it run: the package's own wish
+    for an older tree-sitter (below 0.23) keeps it from the test extra."""
     parser = pytest.importorskip("codebleu.parser")
     grammar = tree_sitter.Parser(tree_sitter.Language(tree_sitter_python.language()))
     folder, compared, equal = Path(sysconfig.get_path("stdlib")), 0, 0
