@@ -8,9 +8,10 @@ Follows  the paper's XL (base) and XXL: 80 mel bands, two convolutions to 25 Hz;
          features; both losses with weight 1, diversity with 0.1; Adam at 2e-3, inverse square root. v2 as fairseq2's
          600m: 2 frames a token, a learned vector hides, 8 + 16 layers, causal convolutions, contrast in 768 values
 Differs  diversity is that of a micro-batch (public code: of a device's batch); a LayerNorm in convolutions (theirs:
-         batch norm) and before the projection; positions are relative keys; Adam in place of XXL's Adafactor; the
-         temperature falls with updates; v2 draws its spans like the others (fairseq2: as many in all rows of a batch)
-Expect   not run at paper scale; of its claim one seed was seen, to step 250 of 300: README
+         batch norm) and before the projection; positions are relative keys; Adam in place of XXL's Adafactor, with its
+         betas, 0.9 and 0.98 (XL's are not told); the temperature falls with updates; v2 draws its spans like the others
+         (fairseq2: as many in all rows of a batch)
+Expect   not run at paper scale; its claim, a first look: docs/claims/w2v_bert.md
 Run      mmpre train w2v_bert --scale tiny --data "speech/*.tar"
 """
 

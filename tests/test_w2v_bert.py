@@ -87,7 +87,7 @@ def test_the_quantizer_equals_transformers(groups, training):
     vector_1MC, used = theirs(f_ME[None])
     torch.testing.assert_close(chosen.vector_MC, vector_1MC[0], atol=1e-6, rtol=1e-6)
     share_GV = chosen.mean_share() if training else chosen.choice_MGV.mean(0)
-    torch.testing.assert_close(perplexity(share_GV), used, atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(perplexity(share_GV), used, atol=1e-6, rtol=1e-6)
     assert torch.equal(chosen.code_MG.flatten(), _codes_of(theirs, vector_1MC[0], groups))
     highest_MG = ours.score(f_ME).view(50, groups, 12).argmax(2)
     assert (chosen.code_MG == highest_MG).float().mean() < 0.9 if training else torch.equal(chosen.code_MG, highest_MG)
