@@ -1,7 +1,9 @@
 """Numbers that depend on the step alone: learning-rate schedules, and ramps of other numbers.
 
 All are pure functions of the step, so that a resumed run goes on with the same ones. A warm-up of `warmup` steps rises
-from 1 / (warmup + 1) of the peak and is at the peak at step `warmup`, the first after it.
+from 1 / (warmup + 1) of the peak and is at the peak at step `warmup`, the first after it. The code of several papers
+(BERT, ELECTRA, UNITER, LXMERT and others) begins at 0 instead, so that its first step changes nothing: all rates of a
+warm-up are a step later there.
 """
 
 import math
