@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +19,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from mmpre.aside import file_aside
 from mmpre.plugins import find_benchmark
+from mmpre.runs.record import commit
 
 MEASURED_WITH = ("mmpre", "torch", "transformers", "webdataset")
 
@@ -216,7 +217,7 @@ def machine(threads: int) -> dict[str, Any]:
     return {
         "cpu": _cpu(), "cores": os.cpu_count(), "threads": threads, "load": round(os.getloadavg()[0], 2),
         "system": platform.platform(), "python": platform.python_version(),
-        **{package: version(package) for package in MEASURED_WITH}, "commit": _commit(),
+        **{package: version(package) for package in MEASURED_WITH}, "commit": commit() or "none",
         "date": date.today().isoformat(),
     }  # fmt: skip
 
@@ -231,19 +232,7 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str:
-    """The commit that mmpre stands at, with + where files have changed since; "none" outside of a checkout."""
-    git = ["git", "-C", str(Path(__file__).parent.parent)]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "none"
-    return commit.stdout.strip() + ("+" if changes.stdout.strip() else "")
-
-
 def _write(out: Path, result: Mapping[str, Any]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.part")
-    aside.write_text(as_markdown(result) if out.suffix == ".md" else json.dumps(result, indent=2) + "\n")
-    os.replace(aside, out)
+    with file_aside(out) as aside:
+        aside.write_text(as_markdown(result) if out.suffix == ".md" else json.dumps(result, indent=2) + "\n")

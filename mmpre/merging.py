@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmpre.tokens import Layout
@@ -54,10 +54,6 @@ class Merge:
     def back(self, x_nD: Tensor) -> Tensor:
         """Unmerge: each token gets what stands for the one that it went into."""
         return x_nD.index_select(0, self.source_N)
-
-    def matrix(self) -> Bool[Tensor, "n N"]:
-        """The source matrix S, to look at: True where a token of what is left (first axis) holds one from before."""
-        return self.source_N == torch.arange(self.layout.size, device=self.source_N.device)[:, None]
 
 
 def merge_neighbours(

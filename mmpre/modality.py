@@ -15,12 +15,12 @@ from mmpre.tokens import Tokens
 class Reader(Protocol):
     """Turns a sample into tokens, in loading workers: picklable, without weights.
 
-    `suffixes` names the sample's members it reads. A reader whose sample may be cut into windows (512 tokens, 15 s)
-    also has `windows(sample) -> list[int]`, the model tokens in each window, and `digest`, a text that changes with
-    everything the lengths depend on; `sample.window` then says which window to read. A reader whose rows have at most
-    `sample.most` tokens, where that is a number, says so by `shortens = True`. A reader that augments also has
-    `still() -> Reader`, the same without chance, for features. For plans without data it may have `made() -> dict[str,
-    bytes]`: by suffix, the members of a sample whose row is as long as its rows get.
+    `suffixes` names the sample's members it reads. A reader that cuts samples into windows (512 tokens, 15 s) says so
+    by `windowed = True`, and has `windows(sample) -> list[int]`, the model tokens in each window, and `digest`, a text
+    that changes with everything the lengths depend on; `sample.window` then says which window to read. A reader whose
+    rows have at most `sample.most` tokens, where that is a number, says so by `shortens = True`. A reader that augments
+    also has `still() -> Reader`, the same without chance, for features. For plans without data it may have `made() ->
+    dict[str, bytes]`: by suffix, the members of a sample whose row is as long as its rows get.
 
     It may draw its rows too: `show(tokens, hidden_N, sample=None) -> PIL.Image.Image`, tokens of one row and which of
     them to show as hidden (see mmpre/show.py).

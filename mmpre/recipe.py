@@ -154,7 +154,8 @@ class Recipe:
 
     `modules` names further ones with parameters that no task owns; `evaluations` is what `mmpre eval` measures beside
     the tasks' held-out losses. `towers` says, by role, what makes one vector of a row in a space that the roles share:
-    what retrieval between roles goes by.
+    what retrieval between roles goes by. Parameters that have no gradients when the recipe is made, such as those of a
+    frozen front or of an average, are named by `still`: no stage trains them.
     """
 
     stages: Sequence[Stage]
@@ -162,12 +163,20 @@ class Recipe:
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
     evaluations: Sequence[Evaluation] = ()
     towers: Mapping[str, nn.Module] = field(default_factory=dict)
+    still: frozenset[str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         stages: list[Stage] = []
         for stage in self.stages:
             stages.append(replace(stage, origin=_origin(stage, stages)))
         object.__setattr__(self, "stages", stages)
+        still = (name for name, parameter in self.module().named_parameters() if not parameter.requires_grad)
+        object.__setattr__(self, "still", frozenset(still))
+
+    def set_trained(self, number: int) -> None:
+        """Give gradients to what a stage trains: all but what it freezes and what is `still`."""
+        for name, parameter in self.module().named_parameters():
+            parameter.requires_grad_(name not in self.still and not self.stages[number].frozen(name))
 
     def averages(self, number: int) -> list[Average]:
         """The averages that follow their networks in a stage: those of its tasks, and those that no task owns."""

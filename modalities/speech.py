@@ -55,10 +55,6 @@ class _Windows:
         soundfile.write(file, (wave_T * 0.5).numpy(), rate_hz, format=FORMATS[self.suffixes[0]][0])
         return {self.suffixes[0]: file.getvalue()}
 
-    def tokens_in(self, ms: float) -> int:
-        """How many tokens a span of some milliseconds is, at least 1: what span masks count in."""
-        return max(1, round(ms / self.token_ms))
-
 
 @dataclass(frozen=True)
 class FbankReader(_Windows):

@@ -1,15 +1,18 @@
 """The command line: what it accepts, and how it refuses."""
 
 import json
+import os
 import re
 
 import pytest
 import webdataset
+from tars import flip
 from test_run import TONES, melodies, shards  # noqa: F401  (a fixture)
 
 import mmpre
 from mmpre.command_line.arguments import comments
 from mmpre.command_line.cli import main
+from mmpre.data.shard_writer import shard_writer
 
 
 def run(capsys, *words):
@@ -128,3 +131,18 @@ def test_index_and_inspect_tell_what_is_in_shards_and_what_is_wrong(capsys, tmp_
     told = json.loads(run(capsys, "data", "index", tmp_path / "cut.tar", "--json")[1])
     assert told["samples"] <= 4
     assert told["problems"]
+
+
+@pytest.mark.fault("A13")
+def test_index_verifies_all_that_it_finds_indexed(capsys, tmp_path):
+    with shard_writer(tmp_path / "a") as sink:
+        for i in range(5):
+            sink.write({"__key__": f"k{i}", "txt": f"text {i}"})
+    assert run(capsys, "data", "index", tmp_path / "a", "--verify")[0] == 0
+    (path,) = sink.paths
+    time, whole = path.stat().st_mtime_ns, path.read_bytes()
+    path.write_bytes(flip(whole, len(whole) - 1))  # behind all members, where a start does not look
+    os.utime(path, ns=(time, time))
+    assert run(capsys, "data", "index", path)[0] == 0
+    code, _, err = run(capsys, "data", "index", path, "--verify")
+    assert code == 2 and path.name in err and "copy it again, or index it anew" in err

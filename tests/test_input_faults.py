@@ -149,6 +149,9 @@ def test_an_output_folder_that_cannot_be_used_is_refused_before_any_work(melodie
         mmpre.train(TONES, out=tmp_path / "file" / "run", data=shards(melodies, "train"))
     with pytest.raises(RunError, match=r"is the folder of the shards .*; give the run a folder of its own"):
         mmpre.train(TONES, out=melodies, data=shards(melodies, "train"))
+    named = [f"some@1={url}" for url in shards(melodies, "train")]
+    with pytest.raises(RunError, match=r"is the folder of the shards .*; give the run a folder of its own"):
+        mmpre.train(TONES, out=melodies, data=named)
     assert not (melodies / "run.json").exists()
 
 

@@ -31,6 +31,11 @@ def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def matrix(merge):
+    """The source matrix S: True where a token of what is left (first axis) holds one from before."""
+    return merge.source_N == torch.arange(merge.layout.size)[:, None]
+
+
 def matched_plainly(x_tD, fewer):
     """ToMe for one row, token by token: the rows of S, each a set of tokens."""
     even, odd = range(0, len(x_tD), 2), range(1, len(x_tD), 2)
@@ -62,7 +67,7 @@ def test_halves_are_matched_merged_and_unmerged_as_by_a_plain_tome():
             wanted_S.append(source_N)
             mean_nD.append((x_ND[place] * size_N[place, None]).sum(0) / size_N[place].sum())
             sizes.append(size_N[place].sum())
-    assert torch.equal(merge.matrix(), torch.stack(wanted_S))
+    assert torch.equal(matrix(merge), torch.stack(wanted_S))
     assert max(int(row.sum()) for row in wanted_S) > 2, "several went into one"
     got_nD = merge.mean(x_ND, size_N)
     torch.testing.assert_close(got_nD, torch.stack(mean_nD), atol=1e-6, rtol=0)
@@ -107,10 +112,10 @@ def test_sources_stay_sources_through_any_merges():
             one, _ = merge_neighbours(similar_n, now, most_neighbours(now.lengths_B))
         else:
             one = merge_halves(here_nD, now, most_halves(now.lengths_B))
-        before_S = merge.matrix()
+        before_S = matrix(merge)
         merge, size_n, now = merge.then(one), one.sum(size_n), one.layout
-        s_nN = merge.matrix()
-        assert torch.equal(s_nN, (one.matrix().double() @ before_S.double()).bool()), "S' S is the whole merge"
+        s_nN = matrix(merge)
+        assert torch.equal(s_nN, (matrix(one).double() @ before_S.double()).bool()), "S' S is the whole merge"
         assert (s_nN.sum(0) == 1).all() and torch.equal(s_nN.sum(1).double(), size_n)
         assert size_n.sum() == layout.size and now.size == len(size_n)
         assert torch.equal(now.row_N[merge.source_N], layout.row_N), "rows keep to themselves"

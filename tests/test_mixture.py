@@ -18,6 +18,7 @@ from mmpre.data.shards import ShardReader, shard_writer
 from mmpre.data.units import TooFewSamplesError, Units
 from mmpre.draw import hashed
 from mmpre.runs.options import RunOptions
+from mmpre.runs.replay import replay
 from mmpre.view import View
 
 TONES = Path(__file__).parent / "tones.py"
@@ -130,6 +131,7 @@ def test_a_run_over_sources_from_the_command_lines_words_records_them_and_refuse
     run = mmpre.train(TONES, out=tmp_path / "run", options=options, data=words, steps=6, batch=8)
     told = json.loads((run / "run.json").read_text())["data"][0]
     assert told["units"] == 42
+    assert replay(run, 5)["logged"]
     assert {name: (one["weight"], one["samples"]) for name, one in told["sources"].items()} == {
         "high": (3, 30), "low": (1, 12),
     }  # fmt: skip

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 import webdataset
 
 import mmpre
+from mmpre.processes.peers import digest_of_code
 from mmpre.runs.metrics import read_metrics
 from mmpre.runs.options import RunOptions
 from mmpre.runs.progress import Progress
@@ -194,6 +196,15 @@ def test_the_record_tells_what_was_run(unbroken):
     assert record["numbers"]["width"] == 32
     assert record["options"]["exact"] is True
     assert (unbroken / "recipe.py").read_text() == TONES.read_text()
+
+
+def test_the_digest_of_the_code_is_of_all_of_the_core(tmp_path):
+    core = tmp_path / "core"
+    shutil.copytree(Path(mmpre.__file__).parent, core, ignore=shutil.ignore_patterns("__pycache__"))
+    assert digest_of_code(core) == digest_of_code()
+    with (core / "tokens.py").open("a") as file:
+        file.write("# changed\n")
+    assert digest_of_code(core) != digest_of_code()
 
 
 def test_a_run_keeps_the_files_that_it_needs(tmp_path):

@@ -100,12 +100,6 @@ def test_a_sound_shorter_than_a_token_costs_its_sample(reader, samples):
     assert caught.value.cause == "audio too short"
 
 
-def test_spans_in_milliseconds():
-    assert [FbankReader().tokens_in(ms) for ms in (400, 200, 30, 1)] == [20, 10, 2, 1]
-    assert WaveReader().tokens_in(200) == 10
-    assert WaveReader(Audio(rate_hz=8_000)).tokens_in(200) == 5
-
-
 def config(layer_norm, **more):
     return Wav2Vec2Config(
         hidden_size=32, num_attention_heads=2, conv_dim=[16] * 7, conv_bias=layer_norm, layer_norm_eps=1e-5,

@@ -21,7 +21,7 @@ from mmpre.runs.options import RunOptions
 from mmpre.runs.run import RunError, open_units
 from mmpre.runs.starts import Carry, Copied, FromRun
 from mmpre.schedules import BatchRamp, LinearRamp
-from mmpre.training.average import Average, trainable
+from mmpre.training.average import Average
 from mmpre.training.optim import LAMB, AdamW, Constant, Linear
 from mmpre.view import View
 
@@ -190,7 +190,7 @@ def test_an_average_has_no_dropout_and_no_gradient_and_is_not_trained():
     both.train()
     x = torch.ones(3, 4, requires_grad=True)
     assert torch.equal(both["average"](x), both["average"](x)) and not both["average"](x).requires_grad
-    assert set(trainable(both)) == {"net.0.weight", "net.0.bias"}
+    assert {name for name, p in both.named_parameters() if p.requires_grad} == {"net.0.weight", "net.0.bias"}
     with torch.no_grad():
         net[0].weight.zero_()
     both["average"].restart()

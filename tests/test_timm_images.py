@@ -1,11 +1,15 @@
 """Models of timm as fronts and as towers."""
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
 from pictures import noise, sample
 
+import mmpre
 from mmpre.blocks import Encoder
+from mmpre.data.shard_writer import shard_writer
 from mmpre.draw import Draw
 from mmpre.encoder import bert_encoder
 from mmpre.heads.pool import Mean, Tower
@@ -14,6 +18,10 @@ from mmpre.masking.random import RandomTokens
 from mmpre.modalities.timm_images import SquareReader, TimmImages
 from mmpre.modality import Modality, Reader
 from mmpre.network import Network
+from mmpre.plan import plan
+from mmpre.runs.checkpoint import latest
+from mmpre.runs.options import RunOptions
+from mmpre.runs.replay import replay
 from mmpre.tokens import pack
 from mmpre.view import View
 
@@ -84,6 +92,25 @@ def test_a_frozen_model_keeps_weights_and_statistics_in_training():
     net(batch_of(net, [noise(32, 32)])).sum().backward()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert image.project.weight.grad is not None
+
+
+def test_no_stage_of_a_run_trains_a_frozen_front(tmp_path):
+    with shard_writer(tmp_path / "shards") as sink:
+        for i in range(12):
+            sink.write({"__key__": f"{i}", **sample(noise(32, 32, i)).members})
+    recipe, data = Path(__file__).parent / "frozen_front.py", (str(tmp_path / "shards"),)
+    options = RunOptions(exact=True, workers=0, log_every=1, save_every=1, keep=8)
+    run = mmpre.train(recipe, out=tmp_path / "run", options=options, data=data)
+    both = (mmpre.load(run).untrained(), mmpre.load(run).recipe)
+    before, after = (dict(one.module().named_parameters()) for one in both)
+    front = {name for name in before if ".image.model." in name}
+    assert front and {name for name, value in before.items() if torch.equal(value, after[name])} == front
+    moved = {label.rpartition("/")[0] for label in latest(run / "checkpoints").tensors["optimizer"]}
+    assert moved == before.keys() - front
+    assert replay(run, 1)["same"] is True and replay(run, 3)["same"] is True
+    every, places = (4 * sum(before[name].numel() for name in moved if part in name) for part in ("", "places"))
+    held = [stage["memory"]["alone"]["gradients"] for stage in plan(recipe)["stages"]]
+    assert held == [every - places, every] and places > 0
 
 
 def test_a_row_is_the_same_among_others_and_random_crops_come_from_the_row():

@@ -7,9 +7,12 @@ import safetensors.torch
 import torch
 from parity_text import AsUnits
 
+from mmpre.attention import Causal
 from mmpre.data.sample import Sample
 from mmpre.evaluation.grounding import Grounding
 from mmpre.evaluation.reading import Reading
+from mmpre.evaluation.results import gain
+from mmpre.evaluation.retrieval import PairRetrieval
 from mmpre.modalities.regions import RegionReader
 from mmpre.modalities.text import TextReader
 from mmpre.processes.processes import Processes
@@ -37,11 +40,14 @@ def collage(order=(0, 1, 2), **more):
 class Knowing(torch.nn.Module):
     """States that point along the feature of the region which the token belongs to (moved on by `off`)."""
 
+    attend = Causal()
+
     def __init__(self, samples, off=0):
         super().__init__()
         self.samples, self.off = samples, off
 
     def forward(self, batch, at=None):
+        assert batch.plan.rule == self.attend.plan(batch.layout).rule
         state_ND = torch.zeros(batch.layout.size, 3)
         for row, key in enumerate(batch.keys):
             sample = self.samples[int(key.split()[0])]
@@ -65,11 +71,14 @@ def test_grounding_tells_words_that_point_at_their_region_from_those_that_point_
 class Looking(torch.nn.Module):
     """A network and head in one: a token costs 1, and 2 more where the region that it names is hidden."""
 
+    attend = Causal()
+
     def __init__(self, sample, off=0):
         super().__init__()
         self.sample, self.off = sample, off
 
     def forward(self, batch, at=None):
+        assert batch.plan.rule == self.attend.plan(batch.layout).rule
         cost_N = torch.ones(batch.layout.size)
         replaced_BR = batch.replaced["image"].view(-1, 3)
         for row in range(len(batch.layout)):
@@ -95,3 +104,21 @@ def test_a_sample_that_does_not_say_what_its_words_name_is_told():
     sample = collage(json=b"{}")
     with pytest.raises(ValueError, match="sample a does not say which words name its regions"):
         Grounding(Knowing([sample]), READERS).named(sample)
+
+
+def test_a_lower_mean_rank_is_the_better_one_and_rows_are_planned_as_is_said():
+    samples = [collage(), collage((2, 0, 1)), collage((1, 0, 2))]
+
+    def ranks(sign):
+        """Of a network that finds a caption's own picture always first, or always last."""
+
+        def score(batch):
+            assert batch.plan.rule == Causal().plan(batch.layout).rule
+            return torch.tensor([sign * float(query == item) for query, item in map(str.split, batch.keys)])
+
+        found = PairRetrieval(score, READERS, attend=Causal()).run(AsUnits(samples), Processes())
+        return [one for one in found if one.name.endswith("mean rank")]
+
+    for good, bad in zip(ranks(1), ranks(-1), strict=True):
+        assert (good.value, bad.value, good.less) == (1.0, 3.0, True)
+        assert gain(good, bad) == {"value": 2.0, "low": 2.0, "high": 2.0}

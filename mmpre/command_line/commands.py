@@ -300,17 +300,21 @@ def pack(rest: list[str]) -> None:
 
 
 def index(rest: list[str]) -> None:
-    def go(shards: Paths, json: bool = False) -> None:
+    def go(shards: Paths, verify: bool = False, json: bool = False) -> None:
         """Read shards once, keep their index beside them, and say what is wrong with them.
 
         Args:
             shards: Paths, folders, globs, or patterns such as a-{000..009}.tar.
+            verify: Read again what was indexed before, and end with an error that lists the shards that changed since.
             json: Print JSON for programs.
         """
         from mmpre.data.index import open_shards
+        from mmpre.data.shards import ShardReader
         from mmpre.data.tar import printable
 
         opened = open_shards(list(shards))
+        if verify:
+            ShardReader(opened).verify()
         told = {"shards": len(opened.indexes), "samples": len(opened), "fingerprint": opened.fingerprint,
                 "problems": opened.problems()}  # fmt: skip
         if json:

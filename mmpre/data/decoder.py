@@ -20,6 +20,7 @@ import numpy as np
 
 from mmpre.data.sample import BadMember
 
+START_SECONDS = 120.0  # for a child's imports, on a busy machine
 _HEAD = struct.Struct("<QQ")  # bytes of JSON, bytes of data
 _MAX_TOLD = 1 << 20
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -44,7 +45,6 @@ class Decoder:
         seconds: float = 30.0,
         max_bytes: int = 2 << 30,
         recycle_bytes: int = 1 << 30,
-        start_seconds: float = 120.0,
     ) -> None:
         module, name = sys.modules[function.__module__], function.__qualname__
         if getattr(module, name, None) is not function:
@@ -56,7 +56,6 @@ class Decoder:
             )
         self.where = [module.__name__, str(Path(module.__file__).resolve()), name]
         self.seconds, self.max_bytes, self.recycle_bytes = seconds, max_bytes, recycle_bytes
-        self.start_seconds = start_seconds  # for its imports, on a busy machine
         self.started = 0  # children so far
         self._child: subprocess.Popen[bytes] | None = None
         self._owner = 0  # the process that started it
@@ -111,7 +110,7 @@ class Decoder:
         )  # fmt: skip
         self.started += 1
         try:
-            told, _ = self._exchange(json.dumps([*self.where, self.max_bytes]).encode(), b"", self.start_seconds)
+            told, _ = self._exchange(json.dumps([*self.where, self.max_bytes]).encode(), b"", START_SECONDS)
         except _ChildEndedError as e:
             raise RuntimeError(f"Decoder: {self.where[2]} cannot be started: {e.detail}") from None
         if "error" in told:

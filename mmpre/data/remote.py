@@ -30,6 +30,7 @@ from mmpre.data.shard_index import ShardError, cache_folder
 
 log = logging.getLogger(__name__)
 LIMIT = "MMPRE_CACHE_GB"
+TIMEOUT_S = 60.0  # that a server may be silent
 _CHUNK = 1 << 20
 _META = "entry.json"
 _GONE = (400, 401, 403, 404, 405, 410, 451)  # another try gives the same answer
@@ -75,7 +76,6 @@ class Remote:
     folder: Path | None = None
     tries: int = 4
     wait_s: float = 0.5
-    timeout_s: float = 60.0
 
     @property
     def root(self) -> Path:
@@ -92,7 +92,7 @@ class Remote:
             if attempt:
                 time.sleep(self.wait_s * 4 ** (attempt - 1))
             try:
-                with _source(url, self.timeout_s) as source, _lock(place):
+                with _source(url) as source, _lock(place):
                     return self._entry(url, place, source)
             except (ShardError, StorageError):
                 raise
@@ -228,17 +228,17 @@ class Source:
 
 
 @contextmanager
-def _source(url: str, timeout_s: float) -> Iterator[Source]:
+def _source(url: str) -> Iterator[Source]:
     if scheme_of(url) in ("http", "https"):
-        with _get(url, timeout_s) as answer:
-            yield _Http(url, timeout_s, answer)
+        with _get(url) as answer:
+            yield _Http(url, answer)
     else:
         yield _Fsspec(url)
 
 
 class _Http(Source):
-    def __init__(self, url: str, timeout_s: float, answer: http.client.HTTPResponse) -> None:
-        self.url, self.timeout_s, self.answer = url, timeout_s, answer
+    def __init__(self, url: str, answer: http.client.HTTPResponse) -> None:
+        self.url, self.answer = url, answer
         length = answer.headers.get("Content-Length", "")
         self.size = int(length) if length.isdigit() else None
         self.facts = {"size": self.size, **{name: answer.headers.get(name) for name in ("ETag", "Last-Modified")}}
@@ -251,7 +251,7 @@ class _Http(Source):
         if have == self.size:
             yield _Empty(), have
             return
-        with _get(self.url, self.timeout_s, {"Range": f"bytes={have}-"}) as answer:
+        with _get(self.url, {"Range": f"bytes={have}-"}) as answer:
             yield answer, have if answer.status == 206 else 0
 
 
@@ -285,7 +285,7 @@ class _Fsspec(Source):
 
 
 @contextmanager
-def _get(url: str, timeout_s: float, headers: Mapping[str, str] | None = None) -> Iterator[http.client.HTTPResponse]:
+def _get(url: str, headers: Mapping[str, str] | None = None) -> Iterator[http.client.HTTPResponse]:
     parts = urlsplit(url)
     headers = {"User-Agent": "mmpre", "Accept-Encoding": "identity", **(headers or {})}
     if parts.username is not None:
@@ -293,7 +293,7 @@ def _get(url: str, timeout_s: float, headers: Mapping[str, str] | None = None) -
         headers["Authorization"] = "Basic " + base64.b64encode(words.encode()).decode()
     bare = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, parts.query, ""))
     try:
-        with urllib.request.urlopen(urllib.request.Request(bare, headers=headers), timeout=timeout_s) as answer:
+        with urllib.request.urlopen(urllib.request.Request(bare, headers=headers), timeout=TIMEOUT_S) as answer:
             yield answer
     except urllib.error.HTTPError as e:
         told = f"the server answers {e.code} {e.reason}"

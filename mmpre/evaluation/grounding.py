@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmpre.attention import Full
 from mmpre.data.sample import BadMember, Sample
 from mmpre.data.units import Units
 from mmpre.draw import Draw
 from mmpre.evaluation.results import Result, mean
 from mmpre.masking.protocol import untouched
 from mmpre.modality import Reader
+from mmpre.network import Network
 from mmpre.processes.processes import Processes
 from mmpre.tokens import Row, pack
 
@@ -30,7 +30,7 @@ class Grounding:
     The text's reader must have `spans(sample)`, the characters that each token stands for.
     """
 
-    network: nn.Module
+    network: Network
     readers: Mapping[str, Reader]
     text: str = "text"
     item: str = "image"
@@ -55,7 +55,7 @@ class Grounding:
         """The final states of each sample's words and regions, in float32."""
         for start in range(0, len(samples), CHUNK):
             some = samples[start : start + CHUNK]
-            batch = pack([self._row(str(i), sample) for i, sample in enumerate(some)], Full().plan)
+            batch = pack([self._row(str(i), sample) for i, sample in enumerate(some)], self.network.attend.plan)
             state_ND = self.network(batch.to(processes.device)).float().cpu()
             parts = {
                 role: state_ND[batch.layout.index[role]].split(batch.layout.lengths[role].tolist())

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from mmpre.attention import Full
 from mmpre.data.sample import BadMember, Sample
 from mmpre.data.shards import CorruptSample
 from mmpre.data.units import Units
@@ -43,7 +42,7 @@ class HiddenWords:
     def run(self, units: Units, processes: Processes) -> Sequence[Result]:
         waiting, right = list(self._rows(units)), []
         for start in range(0, len(waiting), CHUNK):
-            batch = pack(waiting[start : start + CHUNK], Full().plan).to(processes.device)
+            batch = pack(waiting[start : start + CHUNK], self.network.attend.plan).to(processes.device)
             picked = batch.picked["word"]
             place_M = batch.layout.at(self.text, picked.seen_M)
             id_M = batch.clean[self.text][self.head.field][picked.clean_M]

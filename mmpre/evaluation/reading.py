@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmpre.attention import Full
 from mmpre.data.sample import Sample
 from mmpre.data.units import Units
 from mmpre.draw import Draw
@@ -63,7 +62,7 @@ class Reading:
                     replaced[self.item][region] = True
                 picked = Picked(self.text, torch.tensor(index), torch.tensor(index))
                 rows.append(Row(f"{w} {region}", tokens, tokens, replaced, {"name": picked}))
-        batch = pack(rows, Full().plan).to(processes.device)
+        batch = pack(rows, self.network.attend.plan).to(processes.device)
         place_M = batch.layout.at(self.text, batch.picked["name"].seen_M)
         loss_M = self.head(
             self.network(batch, at=place_M), batch.clean[self.text], batch.picked["name"].clean_M

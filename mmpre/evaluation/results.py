@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import numpy as np
-from torch import nn
 
 from mmpre.data.units import Units
 from mmpre.draw import hashed
@@ -41,9 +40,9 @@ class Result:
 
 
 class Evaluation(Protocol):
-    """Measures a network on held-out units. A recipe names the evaluations that fit it."""
+    """Measures a network, which it holds, on held-out units. A recipe names the evaluations that fit it."""
 
-    def run(self, network: nn.Module, units: Units, processes: Processes) -> Sequence[Result]: ...
+    def run(self, units: Units, processes: Processes) -> Sequence[Result]: ...
 
 
 def mean(

@@ -21,9 +21,6 @@ class Term:
     per: str
     weight: float = 1.0
 
-    def times(self, factor: float) -> "Term":
-        return replace(self, weight=self.weight * factor)
-
 
 @dataclass(frozen=True)
 class Loss:

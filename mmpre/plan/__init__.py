@@ -103,8 +103,7 @@ def _parameters(module: nn.ModuleDict) -> dict[str, Any]:
 
 def _stage(recipe: Recipe, number: int, module: nn.ModuleDict, options: PlanOptions) -> dict[str, Any]:
     stage = recipe.stages[number]
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(not stage.frozen(name))
+    recipe.set_trained(number)
     first, last = stage.batch_at(0)[0], stage.batch_at(stage.steps)[0]
     told: dict[str, Any] = {
         "steps": stage.steps, "batch": stage.batch, "micro_batches": stage.micro_batches, "rows": last - first,

@@ -18,6 +18,7 @@ from torch import nn
 from mmpre.processes.processes import Processes
 
 log = logging.getLogger(__name__)
+CORE = Path(__file__).parent.parent
 _WAIT_SECONDS = 3.0  # for the first cause of an error that came from another process
 
 
@@ -37,9 +38,9 @@ def check_alike(processes: Processes, about: Mapping[str, Any]) -> None:
                 )
 
 
-def digest_of_code() -> str:
+def digest_of_code(folder: Path = CORE) -> str:
     """A digest of the core's source files."""
-    digest, folder = hashlib.blake2b(digest_size=12), Path(__file__).parent
+    digest = hashlib.blake2b(digest_size=12)
     for path in sorted(folder.rglob("*.py")):
         digest.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
     return digest.hexdigest()

@@ -26,7 +26,6 @@ from mmpre.runs.options import RunOptions
 from mmpre.runs.progress import Progress
 from mmpre.runs.starts import begin
 from mmpre.training import gradients, parallel
-from mmpre.training.average import trainable
 from mmpre.training.compiling import compile_parts
 from mmpre.training.guard import SpikeGuard
 from mmpre.training.loop import Context, Step, held_out, steps
@@ -85,8 +84,7 @@ class Leg:
             self.options.seed, number, self.processes, bf16=self.options.precision == "bf16", exact=self.options.exact
         )
         self.averages = session.recipe.averages(number)
-        for name, parameter in trainable(self.module).items():
-            parameter.requires_grad_(not self.stage.frozen(name))
+        session.recipe.set_trained(number)
         self.gradients = parallel.choose(self.options.parallel, session.root, self.processes, exact=self.options.exact)
         if self.options.compile:
             compile_parts(self.module)

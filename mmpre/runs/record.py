@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from mmpre.data.ledger import Ledger
+from mmpre.data.mixture import sources
 from mmpre.data.remote import without_secrets
 from mmpre.plugins import LoadedRecipe
 from mmpre.processes.peers import digest_of_code
@@ -46,8 +47,9 @@ def read_record(run: Path) -> dict[str, Any]:
 
 def make_folder(out: Path, recipe: Recipe) -> None:
     """Make a run's folder, or refuse it before any work."""
-    place, urls = os.path.realpath(out), [url for stage in recipe.stages for url in (*stage.data, *stage.valid)]
-    for url in urls:
+    place, urls = os.path.realpath(out), [url for stage in recipe.stages for url in stage.valid]
+    named = [source for stage in recipe.stages for source in sources(stage.data, stage.sidecar).values()]
+    for url in [*urls, *(url for source in named for url in source.data)]:
         if place in (os.path.realpath(url), os.path.dirname(os.path.realpath(url))):
             raise RunError(f"{out} is the folder of the shards {url}; give the run a folder of its own by --out")
     try:

@@ -15,9 +15,8 @@ from mmpre.recipe import Recipe
 from mmpre.runs import checkpoint
 from mmpre.runs.metrics import read_metrics
 from mmpre.runs.options import RunOptions
-from mmpre.runs.run import RunError, open_units
+from mmpre.runs.run import RunError, open_sources
 from mmpre.runs.run import load as open_run
-from mmpre.training.average import trainable
 from mmpre.training.guard import SpikeGuard
 from mmpre.training.loop import Context, Step, steps
 
@@ -43,7 +42,7 @@ def replay(run: Path | str, step: int) -> dict[str, Any]:
         raise RunError(
             f"{run} has no checkpoint at or before step {step} in its stage; the next time, keep more of them (--keep)"
         )
-    source = MicroBatches.of(stage, open_units(stage, stage.data, stage.sidecar), seed=options.seed, number=number)
+    source = MicroBatches.of(stage, open_sources(stage), seed=options.seed, number=number)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.arithmetic_threads or threads)
     try:
@@ -68,8 +67,7 @@ def _again(
 ) -> Step:  # fmt: skip
     """The step of a stage, after all those between it and the checkpoint."""
     stage, module, first = recipe.stages[number], recipe.module(), 0
-    for name, parameter in trainable(module).items():
-        parameter.requires_grad_(not stage.frozen(name))
+    recipe.set_trained(number)
     optimizer = stage.optimizer.build((n, p) for n, p in module.named_parameters() if p.requires_grad)
     guard = SpikeGuard(options.spike)
     if saved is not None:

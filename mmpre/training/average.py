@@ -57,9 +57,3 @@ class Average(nn.Module):
 def averages(module: nn.Module) -> list[Average]:
     """All averages in a module."""
     return [one for one in module.modules() if isinstance(one, Average)]
-
-
-def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The named parameters of a module without those of averages, which no optimizer moves."""
-    theirs = {id(parameter) for one in averages(module) for parameter in one.parameters()}
-    return {name: parameter for name, parameter in module.named_parameters() if id(parameter) not in theirs}
