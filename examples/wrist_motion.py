@@ -24,8 +24,9 @@ from mmpre.masking.corrupt import HideAll
 from mmpre.masking.spans import StartedSpans
 from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
+from mmpre.schedules import Cosine
 from mmpre.tokens import Tokens
-from mmpre.training.optim import AdamW, Cosine
+from mmpre.training.optim import AdamW
 
 description, licence, size = "shoulder exercises, from a watch", "BSD", "11 MB"
 CHANNELS, WINDOW, SPLITS = 6, 256, {"train": range(1, 8), "valid": [8], "test": [9, 10]}  # numbers of people

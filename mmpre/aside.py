@@ -1,4 +1,4 @@
-"""Files and folders that get their name when they are whole, or never."""
+"""Files and folders that get their name when they are whole, or never; lines that are appended whole, or not at all."""
 
 import os
 import secrets
@@ -42,6 +42,18 @@ def file_aside(out: Path) -> Iterator[Path]:
         sync(out.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def append(path: Path, lines: str) -> None:
+    """Append lines whole, or raise OSError and leave the file as it was."""
+    with path.open("ab", buffering=0) as file:
+        size, data = file.seek(0, os.SEEK_END), lines.encode()
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            os.ftruncate(file.fileno(), size)
+            raise
 
 
 def sync(path: Path) -> None:

@@ -48,7 +48,7 @@ class LoadedRecipe:
     def defaults(self, scale: str | None) -> dict[str, Any]:
         """Every number of the recipe at a scale (None: as the signature says, which is the paper's)."""
         if scale is not None and scale not in self.scales:
-            raise PluginError(f"recipe {self.name} has no scale {scale!r}{_nearest(scale, self.scales)}")
+            raise PluginError(f"recipe {self.name} has no scale {scale!r}{nearest(scale, self.scales)}")
         plain = {name: p.default for name, p in inspect.signature(self.function).parameters.items()}
         missing = [name for name, value in plain.items() if value is inspect.Parameter.empty]
         if missing:
@@ -63,7 +63,7 @@ class LoadedRecipe:
 
     def check(self, numbers: Mapping[str, Any], known: Collection[str]) -> None:
         """Refuse names that the recipe does not have and values that are not of its types, all of them together."""
-        wrong = [f"there is no number {name!r}{_nearest(name, known)}" for name in numbers if name not in known]
+        wrong = [f"there is no number {name!r}{nearest(name, known)}" for name in numbers if name not in known]
         kinds = {name: p.annotation for name, p in inspect.signature(self.function).parameters.items()}
         wrong += problems({name: value for name, value in numbers.items() if name in known}, kinds)
         if wrong:
@@ -155,7 +155,7 @@ def _find(kind: str, name: str) -> EntryPoint:
     if not points:
         known = names(kind)
         hint = ", or give the path of a .py file" if kind != "benchmark" else ""
-        raise PluginError(f"there is no {kind} {name!r}{_nearest(name, known)}{hint}")
+        raise PluginError(f"there is no {kind} {name!r}{nearest(name, known)}{hint}")
     return next(iter(points.values()))
 
 
@@ -205,6 +205,7 @@ def _from_module(module: ModuleType, name: str, path: Path, *, is_file: bool) ->
                         getattr(module, "claim", None))  # fmt: skip
 
 
-def _nearest(name: str, known: Collection[str]) -> str:
+def nearest(name: str, known: Collection[str]) -> str:
+    """The known name that was meant, or all there are, for the end of a message."""
     near = difflib.get_close_matches(name, list(known), 1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(known)) or 'none'}"

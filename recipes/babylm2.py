@@ -31,9 +31,9 @@ from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
 from mmpre.recipe import Recipe, Stage, Task
 from mmpre.runs.starts import Carry
-from mmpre.schedules import BatchRamp
+from mmpre.schedules import BatchRamp, Cosine
 from mmpre.training.average import Average
-from mmpre.training.optim import LAMB, Cosine
+from mmpre.training.optim import LAMB
 from mmpre.view import Dealt, View
 
 

@@ -17,8 +17,8 @@ from mmpre.modalities.text import Text, TextReader
 from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
 from mmpre.recipe import Recipe, Stage, Task
-from mmpre.schedules import LengthRamp
-from mmpre.training.optim import AdamW, Linear
+from mmpre.schedules import LengthRamp, Linear
+from mmpre.training.optim import AdamW
 from mmpre.view import View
 
 

@@ -28,7 +28,8 @@ from mmpre.objectives.one_pass import OnePass, Predict
 from mmpre.objectives.replaced import Detect, Sampled
 from mmpre.projected import Projected
 from mmpre.recipe import Recipe, Stage, Task
-from mmpre.training.optim import AdamW, Linear
+from mmpre.schedules import Linear
+from mmpre.training.optim import AdamW
 from mmpre.view import View
 
 

@@ -35,7 +35,8 @@ from mmpre.modalities.code_graph import CodeGraph, CodeReader, graph_attend, sam
 from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
 from mmpre.recipe import Recipe, Stage, Task
-from mmpre.training.optim import AdamW, Linear
+from mmpre.schedules import Linear
+from mmpre.training.optim import AdamW
 from mmpre.view import View
 
 OTHERS = {"edge": None, "link": "code"}  # what a node is asked to be paired with: nodes, or pieces of code

@@ -40,7 +40,8 @@ from mmpre.modalities.text import Questions, Text, TextReader
 from mmpre.network import Network
 from mmpre.objectives.one_pass import Classify, Match, Means, OnePass, Predict
 from mmpre.recipe import Recipe, Stage, Task
-from mmpre.training.optim import AdamW, Linear
+from mmpre.schedules import Linear
+from mmpre.training.optim import AdamW
 from mmpre.view import OtherSample, View
 
 

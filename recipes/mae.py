@@ -19,7 +19,8 @@ from mmpre.modalities.image_patches import ImagePatches, ImageReader, SinCos, ra
 from mmpre.network import Network
 from mmpre.objectives.autoencode import Autoencode
 from mmpre.recipe import Recipe, Stage, Task
-from mmpre.training.optim import AdamW, Cosine
+from mmpre.schedules import Cosine
+from mmpre.training.optim import AdamW
 from mmpre.view import View
 
 

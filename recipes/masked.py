@@ -38,8 +38,9 @@ from mmpre.modalities.video import VideoReader, VideoTubelets
 from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
 from mmpre.recipe import Recipe, Stage, Task
+from mmpre.schedules import Cosine
 from mmpre.tokens import Tokens
-from mmpre.training.optim import AdamW, Cosine
+from mmpre.training.optim import AdamW
 from mmpre.view import View
 
 Kind = Literal["text", "image_patches", "video", "regions", "speech", "dna", "code_graph"]

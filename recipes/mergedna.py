@@ -31,10 +31,11 @@ from mmpre.masking.corrupt import HideAll
 from mmpre.masking.exact import ExactShare
 from mmpre.modalities.dna import Dna, DnaReader
 from mmpre.network import Network
-from mmpre.objectives.merged import MergedReconstruction, Shares
+from mmpre.objectives.merged import DrawnShare, MergedReconstruction
 from mmpre.objectives.one_pass import OnePass, Predict
 from mmpre.recipe import Recipe, Stage, Task
-from mmpre.training.optim import AdamW, Cosine
+from mmpre.schedules import Cosine
+from mmpre.training.optim import AdamW
 from mmpre.view import View
 
 
@@ -86,7 +87,7 @@ def mergedna(
         )
         net, view = Network({"dna": dna}, merging), View()
         objective = MergedReconstruction(
-            net, "dna", head, shares=Shares(mean=left, deviation=spread, low=least, high=most), latent=left_latent,
+            net, "dna", head, shares=DrawnShare(mean=left, deviation=spread, low=least, high=most), latent=left_latent,
             latent_weight=latent_weight, adaptive=learn == "all",
         )  # fmt: skip
     stage = Stage(

@@ -27,7 +27,8 @@ from mmpre.objectives.contrast import Contrast, NTXent
 from mmpre.objectives.one_pass import OnePass, Predict
 from mmpre.recipe import Recipe, Stage, Task
 from mmpre.runs.starts import FromRun
-from mmpre.training.optim import AdamW, Constant
+from mmpre.schedules import Constant
+from mmpre.training.optim import AdamW
 from mmpre.view import View
 
 

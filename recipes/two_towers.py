@@ -23,7 +23,8 @@ from mmpre.modalities.video import VideoReader, VideoTubelets
 from mmpre.network import Network
 from mmpre.objectives.contrast import Contrast, InfoNCE, SigLIP
 from mmpre.recipe import Recipe, Stage, Task
-from mmpre.training.optim import AdamW, Cosine
+from mmpre.schedules import Cosine
+from mmpre.training.optim import AdamW
 from mmpre.view import View
 
 

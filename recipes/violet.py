@@ -42,7 +42,8 @@ from mmpre.objectives.among import Among
 from mmpre.objectives.attended import Attended
 from mmpre.objectives.one_pass import OnePass, Predict
 from mmpre.recipe import Recipe, Stage, Task
-from mmpre.training.optim import AdamW, Constant
+from mmpre.schedules import Constant
+from mmpre.training.optim import AdamW
 from mmpre.view import View
 
 

@@ -24,7 +24,8 @@ from mmpre.modalities import image_patches, video
 from mmpre.network import Network
 from mmpre.objectives.quantize import Quantize
 from mmpre.recipe import Recipe, Stage, Task
-from mmpre.training.optim import AdamW, Cosine
+from mmpre.schedules import Cosine
+from mmpre.training.optim import AdamW
 from mmpre.view import View
 
 

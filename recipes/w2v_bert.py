@@ -26,8 +26,8 @@ from mmpre.modalities.speech import FbankReader, FrameConvolutions, Speech
 from mmpre.network import Network
 from mmpre.objectives.own_codes import OwnCodes
 from mmpre.recipe import Recipe, Stage, Task
-from mmpre.schedules import ExponentialRamp
-from mmpre.training.optim import AdamW, InverseSqrt
+from mmpre.schedules import ExponentialRamp, InverseSqrt
+from mmpre.training.optim import AdamW
 from mmpre.view import View
 
 

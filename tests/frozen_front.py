@@ -10,7 +10,8 @@ from mmpre.modalities.timm_images import SquareReader, TimmImages
 from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
 from mmpre.recipe import Recipe, Stage, Task
-from mmpre.training.optim import AdamW, Constant
+from mmpre.schedules import Constant
+from mmpre.training.optim import AdamW
 from mmpre.view import View
 
 

@@ -12,7 +12,8 @@ from mmpre.masking.random import RandomTokens
 from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
 from mmpre.recipe import Recipe, Stage, Task
-from mmpre.training.optim import AdamW, Linear
+from mmpre.schedules import Linear
+from mmpre.training.optim import AdamW
 from mmpre.view import View
 
 

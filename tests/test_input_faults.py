@@ -173,7 +173,7 @@ def edited(finished, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r.update(format=7), "has format 7, this version of mmpre reads format 1"),
+        (lambda r: r.update(format=7), "has format 7, this version of mmpre reads format 1; use the version that"),
         (lambda r: r.update(numbers=[]), "numbers must be an object, got list"),
         (lambda r: r["options"].update(sed=1), "options.sed is none; did you mean 'seed'?"),
         (
@@ -183,7 +183,10 @@ def edited(finished, tmp_path):
         (lambda r: r["numbers"].update(lr="1e-4"), "lr must be a number, got the text '1e-4'"),
         (lambda r: r["numbers"].update(widht=4), "there is no number 'widht'; did you mean 'width'?"),
         (lambda r: r["data"][0].pop("fingerprint"), "data must say fingerprint, samples and units"),
-        (lambda r: r["data"].append(r["data"][0]), "has 1 stages now, it had 2"),
+        (
+            lambda r: r["data"].append(r["data"][0]),
+            "has 1 stages now, it had 2; go on with the recipe as it was, or",
+        ),
         (lambda r: r.update(files={"lr": "files/lr/../../x"}), "files must name copies in the run's folder"),
         (lambda r: r["recipe"].update(name=5), "recipe.name must be a plain name, got 5"),
     ],

@@ -18,8 +18,8 @@ from mmpre.recipes.bert import bert
 from mmpre.runs.checkpoint import of_run
 from mmpre.runs.metrics import read_metrics
 from mmpre.runs.options import RunOptions
-from mmpre.schedules import LengthRamp
-from mmpre.training.optim import AdamW, Constant
+from mmpre.schedules import Constant, LengthRamp
+from mmpre.training.optim import AdamW
 from mmpre.view import View
 
 TINY = dict(

@@ -14,7 +14,8 @@ from mmpre.masking.corrupt import HideAll
 from mmpre.masking.random import RandomTokens
 from mmpre.masking.schedule import Line
 from mmpre.recipe import Stage, Task
-from mmpre.training.optim import AdamW, Constant
+from mmpre.schedules import Constant
+from mmpre.training.optim import AdamW
 from mmpre.view import OtherSample, View
 
 

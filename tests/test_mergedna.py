@@ -16,7 +16,7 @@ from mmpre.evaluation.hidden import HiddenTokens
 from mmpre.heads.vocabulary import Vocabulary
 from mmpre.merging import Merge
 from mmpre.merging_encoder import Merged
-from mmpre.objectives.merged import MergedReconstruction, Shares
+from mmpre.objectives.merged import DrawnShare, MergedReconstruction
 from mmpre.plan import plan
 from mmpre.processes.processes import Processes
 from mmpre.recipes.mergedna import mergedna, scales
@@ -211,12 +211,12 @@ def test_the_pass_of_fewer_tokens_teaches_the_local_encoder_nothing_and_the_firs
 
 
 def test_the_share_left_is_drawn_for_a_step_and_is_alike_in_its_parts():
-    shares = [Shares().at(Draw.micro_batch(3, 0, step, 0)) for step in range(2_000)]
+    shares = [DrawnShare().at(Draw.micro_batch(3, 0, step, 0)) for step in range(2_000)]
     assert min(shares) >= 0.4 and max(shares) <= 0.6
     assert np.mean(shares) == pytest.approx(0.5, abs=0.005) and np.std(shares) == pytest.approx(0.048, abs=0.004)
-    assert Shares().at(Draw.micro_batch(3, 0, 7, 1)) == shares[7]
+    assert DrawnShare().at(Draw.micro_batch(3, 0, 7, 1)) == shares[7]
     with pytest.raises(ValueError, match=r"wanted 0 < low <= mean <= high <= 1 .*, got 0\.4, 0\.3, 0\.6 and 0\.05"):
-        Shares(mean=0.3)
+        DrawnShare(mean=0.3)
 
 
 @pytest.mark.parametrize("learn", ["all", "uniform", "bytes"])

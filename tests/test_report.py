@@ -19,10 +19,10 @@ from mmpre.plugins import find_recipe
 from mmpre.report import chart, page
 from mmpre.report.account import read
 from mmpre.report.chart import Axis, Chart, Mark, Series, number
-from mmpre.report.command import again
 from mmpre.report.curves import _rates, groups
 from mmpre.report.differences import differences
 from mmpre.report.page import report
+from mmpre.runs.command import again
 from mmpre.runs.options import RunOptions
 from mmpre.runs.record import commit, read_record
 from mmpre.runs.record_check import RunError

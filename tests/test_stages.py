@@ -20,9 +20,9 @@ from mmpre.runs.metrics import read_metrics
 from mmpre.runs.options import RunOptions
 from mmpre.runs.run import RunError, open_units
 from mmpre.runs.starts import Carry, Copied, FromRun
-from mmpre.schedules import BatchRamp, LinearRamp
+from mmpre.schedules import BatchRamp, Constant, Linear, LinearRamp
 from mmpre.training.average import Average
-from mmpre.training.optim import LAMB, AdamW, Constant, Linear
+from mmpre.training.optim import LAMB, AdamW
 from mmpre.view import View
 
 OPTIONS = RunOptions(exact=True, workers=0, log_every=1, save_every=4)

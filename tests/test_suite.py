@@ -157,9 +157,9 @@ def test_a_run_is_measured_by_the_card_of_its_data_and_keeps_what_was_found(run,
     bags = {one["name"]: one for one in answer["trivial"]["results"]}
     assert bags["grey: brightness: linear probe"]["value"] == 1.0
     assert answer["not measured"] == {
-        "grey: by name": "the run has no towers that put .png and .txt in one space",
+        "grey: by name": "the run has no towers that put .png and .txt in one space; name them by Recipe.towers",
         "grey: of another set": f"no ../gone/train beside {run.parent}/grey/card.json; build that data set there",
-        "grey: found": "tasks of kind detection are not measured here",
+        "grey: found": "tasks of kind detection are not measured here; fine-tune an exported network for them",
     }
     assert set(answer["gain"]) >= {"grey: brightness: linear probe", "grey: how bright: mean error"}
     assert evaluate(run)["trained"] == answer["trained"] and len(kept(run)) == 1  # in place of the first

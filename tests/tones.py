@@ -13,8 +13,9 @@ from mmpre.masking.random import RandomTokens
 from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
 from mmpre.recipe import Recipe, Stage, Task
+from mmpre.schedules import Linear
 from mmpre.tokens import Tokens
-from mmpre.training.optim import AdamW, Linear
+from mmpre.training.optim import AdamW
 from mmpre.view import View
 
 

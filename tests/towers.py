@@ -7,7 +7,8 @@ from mmpre.modalities.text import Text, TextReader
 from mmpre.network import Network
 from mmpre.objectives.contrast import Contrast, InfoNCE
 from mmpre.recipe import Recipe, Stage, Task
-from mmpre.training.optim import AdamW, Linear
+from mmpre.schedules import Linear
+from mmpre.training.optim import AdamW
 from mmpre.view import View
 
 

@@ -18,8 +18,8 @@ from mmpre.masking.random import RandomTokens
 from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
 from mmpre.recipe import Recipe, Stage, Task
+from mmpre.schedules import Constant
 from mmpre.training.average import Average
-from mmpre.training.optim import Constant
 from mmpre.view import View
 
 

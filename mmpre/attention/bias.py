@@ -147,7 +147,7 @@ class LogBuckets(nn.Module):
     """Learned vectors of distances, exact when small, then in ever wider buckets; normed, one table for all layers.
 
     A layer projects them by its own maps to queries and keys, and adds the query's product with the distance's key to
-    that of the distance's query with the key (`disentangled`).
+    that of the distance's query with the key (`Disentangled`).
     Source: DeBERTa, He et al. 2020, arXiv:2006.03654, with the buckets of LTG-BERT, Samuel et al. 2023,
     arXiv:2303.09859.
     """

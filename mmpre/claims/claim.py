@@ -22,6 +22,7 @@ from mmpre.claims.page import write
 from mmpre.claims.runs import carry_out
 from mmpre.plan import plan
 from mmpre.plugins import LoadedRecipe, find_recipe
+from mmpre.runs.command import flag
 from mmpre.runs.options import RunOptions
 from mmpre.runs.record import read_record
 
@@ -228,11 +229,7 @@ def _command(recipe: str | Path, out: Path, scale: str, options: ClaimOptions, n
     for name, value in given.items():
         if name == "json" or (name in usual and usual[name] == value):
             continue
-        flag = f"--{name.replace('_', '-')}"
-        if isinstance(value, bool):
-            words.append(flag if value else f"--no-{flag[2:]}")
-        else:
-            words += [flag, *(map(str, value) if isinstance(value, list | tuple) else [str(value)])]
+        words += flag(name, value)
     return shlex.join(words)
 
 

@@ -14,11 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mmpre.command_line.cli import foreseen
 from mmpre.evaluation.evaluate import evaluate, kept
+from mmpre.foreseen import foreseen
 from mmpre.plugins import find_recipe
 from mmpre.processes.stopping import die_with_parent
-from mmpre.runs.metrics import read_metrics
+from mmpre.runs.metrics import read_metrics, seconds_of
 from mmpre.runs.options import RunOptions
 from mmpre.runs.record import read_record
 from mmpre.runs.record_check import RunError, differences
@@ -92,13 +92,7 @@ class ClaimRun:
 
     def seconds(self) -> float:
         """Time of its steps, held-out losses meanwhile included, up to the last that was logged; over all starts."""
-        total, last = 0.0, 0.0
-        for line in read_metrics(self.folder / "metrics.jsonl"):
-            now = line.get("time", {}).get("seconds", last)
-            if now < last:  # another start, or the next stage
-                total += last
-            last = now
-        return total + last
+        return seconds_of(read_metrics(self.folder / "metrics.jsonl"))
 
     def carry_out(self) -> None:
         """Do what is left of it. Raises RunError where a signal stopped it."""

@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from mmpre.foreseen import foreseen, told
+
 HELP = """\
 mmpre: pretrain an encoder on unlabelled data of any modality
 
@@ -71,30 +73,11 @@ def _do(words: list[str]) -> None:
     foreseen(work)
 
 
-def foreseen(work: Callable[[], int | None]) -> None:
-    """Do some work; a problem that we foresee is told in a few lines, and the process ends with its exit code."""
-    try:
-        code = work()
-    except KeyboardInterrupt:
-        print("mmpre: interrupted", file=sys.stderr)
-        sys.exit(130)
-    except MemoryError as e:
-        print(f"mmpre: there is not enough memory ({_told(e)}); use smaller numbers", file=sys.stderr)
-        sys.exit(2)
-    except (ValueError, OSError, RuntimeError, ImportError) as e:
-        if _is_a_bug(e):
-            raise
-        print(f"mmpre: {_told(e)}", file=sys.stderr)
-        sys.exit(2)
-    if code:
-        sys.exit(code)
-
-
 class _Printable(logging.Formatter):
     """Log lines as they are, but for what could speak to the terminal: a shard's key may hold anything."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return _told(super().format(record))
+        return told(super().format(record))
 
 
 def _command(words: list[str]) -> tuple[Callable[[list[str]], int | None], list[str]]:
@@ -112,20 +95,3 @@ def _command(words: list[str]) -> tuple[Callable[[list[str]], int | None], list[
         hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(table)}"
         raise ValueError(f"there is no command {words[0]!r}{hint}")
     return table[words[0]], words[1:]
-
-
-def _is_a_bug(e: BaseException) -> bool:
-    """Errors of ours say what was wanted; a bare one from deep inside a library keeps its traceback."""
-    kinds = (ValueError, OSError, RuntimeError, ImportError)
-    if type(e) not in kinds:  # a class of our own, or a specific OSError
-        return isinstance(e, RuntimeError) and type(e).__module__.split(".")[0] in ("builtins", "torch")
-    frame = e.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    module = frame.tb_frame.f_globals.get("__name__", "") if frame else ""
-    return not module.startswith(("mmpre", "__mp_main__", "importlib"))
-
-
-def _told(e: object) -> str:
-    text = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in str(e))
-    return text or repr(e)

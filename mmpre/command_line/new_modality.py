@@ -24,8 +24,9 @@ from mmpre.masking.corrupt import HideAll
 from mmpre.masking.random import RandomTokens
 from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
-from mmpre.training.optim import AdamW, Cosine
+from mmpre.schedules import Cosine
 from mmpre.tokens import Tokens
+from mmpre.training.optim import AdamW
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor
 
+from mmpre.aside import file_aside
 from mmpre.data.index import ShardIndex, Shards, open_shards
 from mmpre.data.sample import BadMember, Sample
 from mmpre.data.shards import CorruptSample, ShardReader, record_sidecar, shard_writer
@@ -196,6 +197,5 @@ def _is_tensor(value: object) -> bool:
 
 
 def _put(path: Path, told: Mapping[str, object]) -> None:
-    aside = path.with_name(f".{path.name}")
-    aside.write_text(json.dumps(told) + "\n")
-    os.replace(aside, path)
+    with file_aside(path) as aside:
+        aside.write_text(json.dumps(told) + "\n")

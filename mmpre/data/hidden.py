@@ -2,7 +2,6 @@
 
 import ast
 import difflib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from mmpre.aside import file_aside
 from mmpre.data.contract import check_tokens
 from mmpre.data.index import open_shards
 from mmpre.data.sample import BadMember, Sample
@@ -107,9 +107,8 @@ def draw_hidden(
     if not shown:
         raise ValueError(f"inspect: no sample of {', '.join(map(str, urls))} can be read as {name}; the last: {last}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.part")
-    stacked(shown).save(aside, format="PNG")
-    os.replace(aside, out)
+    with file_aside(out) as aside:
+        stacked(shown).save(aside, format="PNG")
     return {"picture": str(out), "mask": mask, "shown": told}
 
 

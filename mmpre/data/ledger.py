@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mmpre.aside import append
 from mmpre.data.tar import printable
-from mmpre.runs.metrics import append
 
 log = logging.getLogger(__name__)
 

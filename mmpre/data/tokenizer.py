@@ -1,6 +1,5 @@
 """Train a tokenizer on the texts of shards, by the tokenizers library."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from mmpre.aside import file_aside
 from mmpre.data.index import open_shards
 from mmpre.data.sample import BadMember, Sample
 from mmpre.data.shards import CorruptSample, ShardReader
@@ -47,9 +47,8 @@ def train_tokenizer(
             + ("member of that modality" if corpus else f".{suffix}; name --suffix")
         )
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.part")
-    made.save(str(aside))
-    os.replace(aside, out)
+    with file_aside(out) as aside:
+        made.save(str(aside))
     return out
 
 

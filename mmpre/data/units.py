@@ -5,13 +5,13 @@ Window lengths are measured once and kept beside the shards, by the reader's dig
 
 import hashlib
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from mmpre.aside import file_aside
 from mmpre.data.sample import BadMember, Sample
 from mmpre.data.shards import CorruptSample, ShardReader, Sidecar
 from mmpre.modality import Reader
@@ -132,12 +132,10 @@ def _cached(units: Units, reader: Reader, cache: Path) -> tuple[np.ndarray, np.n
         lengths += windows
     before = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     measured = np.asarray(lengths, dtype=np.int32)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
+        with file_aside(path) as aside, aside.open("wb") as file:
             np.savez(file, before=before, lengths=measured)
-        aside.replace(path)
     except OSError as e:
         log.warning("window lengths are not kept: %s", e)
     return before, measured

@@ -32,7 +32,7 @@ from mmpre.evaluation.suite import (
 )
 from mmpre.processes.processes import Processes
 from mmpre.recipe import Recipe, Stage
-from mmpre.report.command import again
+from mmpre.runs.command import again
 from mmpre.runs.run import Run, RunError, load, open_units
 from mmpre.strict_json import read as read_json
 from mmpre.training.loop import Context, held_out

@@ -26,9 +26,10 @@ from mmpre.network import Network
 from mmpre.objectives.loss import Loss, Term
 from mmpre.processes.processes import Processes
 from mmpre.recipe import Stage, Task
+from mmpre.schedules import Linear
 from mmpre.tokens import Batch, Row, Tokens, pack
 from mmpre.training.loop import Context, steps
-from mmpre.training.optim import AdamW, Linear
+from mmpre.training.optim import AdamW
 from mmpre.view import View
 
 MOST = {"train": 2_000, "valid": 500, "test": 2_000}  # samples, and then windows of them

@@ -43,7 +43,7 @@ def measure(task: CardTask, subject: Subject) -> list[Result]:
     """A task's results for a network. Raises NotMeasured where it cannot be."""
     way = KINDS[task.kind]
     if way is None:
-        raise NotMeasured(f"tasks of kind {task.kind} are not measured here")
+        raise NotMeasured(f"tasks of kind {task.kind} are not measured here; fine-tune an exported network for them")
     if gone := task.missing():
         raise NotMeasured(gone)
     return way(task, subject)
@@ -71,7 +71,7 @@ def _bags(task: CardTask, subject: Subject) -> list[Result]:
 
 def _probe(task: CardTask, subject: Subject) -> list[Result]:
     if not subject.reads(task.input):
-        raise NotMeasured(f"the run reads no .{task.input}")
+        raise _unread(task)
 
     def known(split: str, most: int) -> Known:
         vectors = subject.means(task, split, most, task.input)
@@ -81,6 +81,10 @@ def _probe(task: CardTask, subject: Subject) -> list[Result]:
     if task.kind == "classification" and subject.tower(task.input) and subject.tower("txt"):
         found += zero_shot(task, subject)
     return found
+
+
+def _unread(task: CardTask) -> NotMeasured:
+    return NotMeasured(f"the run reads no .{task.input}; measure this task on a run with a modality that does")
 
 
 def _fit(task: CardTask, known: Callable[[str, int], Known]) -> list[Result]:
@@ -108,9 +112,11 @@ def _retrieve(task: CardTask, subject: Subject) -> list[Result]:
 
         return _search(task, task.split, TEST_ROWS, shared, {})
     if not subject.alike(task.input, task.target):
-        raise NotMeasured(f"the run has no towers that put .{task.input} and .{task.target} in one space")
+        raise NotMeasured(
+            f"the run has no towers that put .{task.input} and .{task.target} in one space; name them by Recipe.towers"
+        )
     if not subject.reads(task.input):
-        raise NotMeasured(f"the run reads no .{task.input}")
+        raise _unread(task)
     return _search_means(task, subject)
 
 

@@ -26,7 +26,7 @@ LONGEST = 4  # tokens in one: how many merged tokens hold so many is logged, tho
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shares:
+class DrawnShare:
     """Which share of the tokens the local encoder leaves, drawn for each step: normal, cut off at two bounds."""
 
     mean: float = 0.5
@@ -37,7 +37,7 @@ class Shares:
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.mean <= self.high <= 1 or self.deviation < 0:
             raise ValueError(
-                "Shares: wanted 0 < low <= mean <= high <= 1 and a deviation of at least 0, got "
+                "DrawnShare: wanted 0 < low <= mean <= high <= 1 and a deviation of at least 0, got "
                 f"{self.low}, {self.mean}, {self.high} and {self.deviation}"
             )
 
@@ -62,7 +62,7 @@ class MergedReconstruction(nn.Module):
     """
 
     def __init__(
-        self, net: Network, role: str, head: Vocabulary, *, shares: Shares | None = None, latent: float = 0.5,
+        self, net: Network, role: str, head: Vocabulary, *, shares: DrawnShare | None = None, latent: float = 0.5,
         latent_weight: float = 0.25, masked_weight: float = 1.0, adaptive: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -72,7 +72,7 @@ class MergedReconstruction(nn.Module):
             )
         if not 0 < latent < 1:
             raise ValueError(f"MergedReconstruction: latent is a share, above 0 and below 1; got {latent}")
-        self.net, self.role, self.head, self.shares = net, role, head, shares or Shares()
+        self.net, self.role, self.head, self.shares = net, role, head, shares or DrawnShare()
         self.latent, self.latent_weight, self.masked_weight = latent, latent_weight, masked_weight
         self.adaptive = adaptive
 

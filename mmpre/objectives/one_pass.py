@@ -246,8 +246,8 @@ class Align(nn.Module):
     def places(self, batch: Batch) -> None:
         return None
 
-    def read(self, state_MD: Float[Tensor, "N D"], batch: Batch, draw: Draw) -> Loss:
-        distance_B = distances(state_MD, batch.layout, self.roles, self.ipot)
+    def read(self, state_ND: Float[Tensor, "N D"], batch: Batch, draw: Draw) -> Loss:
+        distance_B = distances(state_ND, batch.layout, self.roles, self.ipot)
         sign_B = _labels(self, batch) * 2 - 1
         return Loss([Term(self.name, (distance_B * sign_B).sum(), "rows", self.weight)])
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from mmpre.plugins import LoadedRecipe, PluginError, file_digest, find_recipe
 from mmpre.report.chart import Mark
-from mmpre.report.command import again, plain
-from mmpre.runs.metrics import read_metrics
+from mmpre.runs.command import again, plain
+from mmpre.runs.metrics import read_metrics, seconds_of
 from mmpre.runs.record_check import RunError
 from mmpre.runs.run import read_record
 
@@ -179,13 +179,7 @@ class Account:
     @cached_property
     def seconds(self) -> float:
         """Time spent on steps, over all sessions, as far as it is logged."""
-        total = last = 0.0
-        for line in self.steps:
-            now = line.get("time", {}).get("seconds", last)
-            if now < last:
-                total += last
-            last = now
-        return total + last
+        return seconds_of(self.steps)
 
     def _ledger(self):
         if not self.ledger.exists():

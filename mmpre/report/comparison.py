@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import jinja2
-
 from mmpre.report.chart import Axis, number
+from mmpre.report.template import template
 
 WIDTH, TALL, HEAD, LINE = 720, 108, 12, 16  # of the drawing; of a comparison below its title; above; of a title's line
 LEFT, MIDDLE, GAP, RIGHT = 150, 430, 40, 14  # where the values begin and end; between the plots; after the second
@@ -56,15 +55,11 @@ class Comparison:
 
 def picture(comparisons: Sequence[Comparison]) -> str:
     """The comparisons below each other, as the text of an SVG that needs nothing else."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mmpre.report", "html"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
     tops, height = [], HEAD
     for one in comparisons:
         tops.append(height)
         height += one.height
-    return environment.get_template("comparison.svg").render(
+    return template("comparison.svg").render(
         placed=list(zip(tops, comparisons, strict=True)), width=WIDTH, height=height, left=LEFT, line=LINE, top=TOP,
         row=ROW, number=number,
     )  # fmt: skip

@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmpre.evaluation.evaluate import KEPT, kept
 from mmpre.strict_json import JSONError
-from mmpre.strict_json import read as read_json
 
-FILE = "evaluation.json"
-MAX_BYTES = 64 << 20
 COLUMNS = ("rows", "trained", "untrained", "better by", "without a network", "chance")
 Cell = tuple[str, str]  # a value, and what is said small beside it
 EMPTY: Cell = ("", "")
@@ -25,14 +23,10 @@ class Table:
 
 def tables(run: Path) -> tuple[list[Table], list[str]]:
     """A table for each evaluation, the newest first, and what had to be left out."""
-    path = run / FILE
-    if not path.exists():
-        return [], []
     try:
-        told = read_json(path, max_bytes=MAX_BYTES)
-        return [_table(one) for one in reversed(told)], []
+        return [_table(one) for one in reversed(kept(run))], []
     except (JSONError, KeyError, TypeError, ValueError, AttributeError) as e:
-        return [], [f"{path}: it is not what mmpre eval writes ({type(e).__name__}: {e}); run it again"]
+        return [], [f"{run / KEPT}: it is not what mmpre eval writes ({type(e).__name__}: {e}); run it again"]
 
 
 def _table(answer: Mapping[str, Any]) -> Table:

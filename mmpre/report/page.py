@@ -10,7 +10,6 @@ from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
 from mmpre.aside import file_aside
@@ -20,6 +19,7 @@ from mmpre.report.curves import groups
 from mmpre.report.differences import differences
 from mmpre.report.evaluations import tables
 from mmpre.report.panels import panels, try_to_open
+from mmpre.report.template import template
 from mmpre.runs.record_check import RunError
 
 
@@ -50,10 +50,6 @@ def write(out: Path, text: str) -> None:
 
 def render(accounts: Sequence[Account], data: Sequence[str] = (), sidecar: str | None = None) -> str:
     """The page's text. All that comes from runs and data is escaped; style and script are ours."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mmpre.report", "html"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
     script = _own("script.js")
     names = [account.label or account.path.name for account in accounts]
     shown, measured, left_out = [], [], []
@@ -67,7 +63,7 @@ def render(accounts: Sequence[Account], data: Sequence[str] = (), sidecar: str |
         kept, broken = tables(account.path)
         measured += [(account.label, kept)] if kept else []
         left_out += without + more + broken
-    return environment.get_template("page.html").render(
+    return template("page.html").render(
         title=" · ".join(names), runs=accounts, about=[about(account.found) for account in accounts],
         differences=differences(accounts) if len(accounts) > 1 else [], groups=groups(accounts),
         tables=measured, shown=shown, left_out=left_out,

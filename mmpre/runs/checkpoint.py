@@ -191,7 +191,10 @@ def restore_model(module: nn.Module, tensors: Mapping[str, Tensor], *, strict: b
             problems.append(f"{name} has shape {list(tensors[name].shape)}, the model's {list(wanted[name].shape)}")
     if problems:
         more = f" and {len(problems) - 12} more" if len(problems) > 12 else ""
-        raise CheckpointError(f"the checkpoint does not fit the model: {'; '.join(problems[:12])}{more}")
+        raise CheckpointError(
+            f"the checkpoint does not fit the model: {'; '.join(problems[:12])}{more}; build it as it was when that "
+            "was saved, or name another checkpoint"
+        )
     module.load_state_dict({n: like(t, wanted[n]) for n, t in tensors.items() if n in wanted}, strict=strict)
 
 
@@ -224,11 +227,17 @@ def restore_optimizer(
         name, _, entry = label.rpartition("/")
         parameter = parameters.get(name)
         if parameter is None or id(parameter) not in owned:
-            raise CheckpointError(f"the checkpoint's optimizer has a state for {name}, which is not trained here")
+            raise CheckpointError(
+                f"the checkpoint's optimizer has a state for {name}, which is not trained here; go on with the recipe "
+                "as it was, or start a new run from the weights"
+            )
         if isinstance(value, Tensor):
             if value.ndim and value.shape != parameter.shape:
                 shapes = f"{list(value.shape)}, the parameter {list(parameter.shape)}"
-                raise CheckpointError(f"the optimizer's {label} has shape {shapes}")
+                raise CheckpointError(
+                    f"the optimizer's {label} has shape {shapes}; go on with the numbers as they were, or start a new "
+                    "run from the weights"
+                )
             # a step counter stays where the optimizer made it; moments go where the parameter is
             value = like(value, parameter) if value.ndim else value.clone()
         state.setdefault(parameter, {})[entry] = value

@@ -4,10 +4,11 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmpre.aside import append
 from mmpre.runs.loggers import Loggers
 
 log = logging.getLogger(__name__)
@@ -56,18 +57,6 @@ class MetricsWriter:
         os.replace(aside, self.path)
 
 
-def append(path: Path, lines: str) -> None:
-    """Append lines whole, or raise OSError and leave the file as it was."""
-    with path.open("ab", buffering=0) as file:
-        size, data = file.seek(0, os.SEEK_END), lines.encode()
-        try:
-            while data:
-                data = data[file.write(data) :]
-        except OSError:
-            os.ftruncate(file.fileno(), size)
-            raise
-
-
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a metrics file; a last one that was cut is left out."""
     lines = []
@@ -79,6 +68,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if isinstance(line, dict) and "step" in line:
             lines.append(line)
     return lines
+
+
+def seconds_of(lines: Iterable[Mapping[str, Any]]) -> float:
+    """Time spent on steps up to the last of some lines, over all starts and stages, each of which counts anew."""
+    total = last = 0.0
+    for line in lines:
+        now = line.get("time", {}).get("seconds", last)
+        if now < last:  # another start, or the next stage
+            total += last
+        last = now
+    return total + last
 
 
 def _finite(value: Any) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from mmpre.aside import file_aside
 from mmpre.data.ledger import Ledger
 from mmpre.data.mixture import sources
 from mmpre.data.remote import without_secrets
@@ -84,7 +85,10 @@ def begin(
 def take_up(out: Path, record: Mapping[str, Any], data: Sequence[Mapping[str, Any]], processes: Processes) -> None:
     """Refuse to go on with other data; tell what has changed around the run since it was last worked on."""
     if len(record["data"]) != len(data):
-        raise RunError(f"the recipe of {out} has {len(data)} stages now, it had {len(record['data'])}")
+        raise RunError(
+            f"the recipe of {out} has {len(data)} stages now, it had {len(record['data'])}; go on with the recipe as "
+            "it was, or start a new run"
+        )
     for number, (was, now) in enumerate(zip(record["data"], data, strict=True)):
         check_data(number, was, now, out)
     if processes.rank == 0:
@@ -168,10 +172,9 @@ def _now() -> str:
 
 
 def _write(out: Path, record: Mapping[str, Any]) -> None:
-    aside = out / ".run.json"
     numbers = {name: _public(value) for name, value in record["numbers"].items()}
-    aside.write_text(json.dumps({**record, "numbers": numbers}, indent=2) + "\n")
-    os.replace(aside, out / "run.json")
+    with file_aside(out / "run.json") as aside:
+        aside.write_text(json.dumps({**record, "numbers": numbers}, indent=2) + "\n")
 
 
 def _public(value: Any) -> Any:

@@ -3,11 +3,10 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from mmpre.plugins import LoadedRecipe
+from mmpre.plugins import LoadedRecipe, nearest
 from mmpre.runs.options import RunOptions
 from mmpre.values import problems as value_problems
 
@@ -26,7 +25,10 @@ def checked(record: Any, path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise RunError(f"{path} must hold an object, got {type(record).__name__}; put back a copy of it")
     if record.get("format") != FORMAT:
-        raise RunError(f"{path} has format {record.get('format')!r}, this version of mmpre reads format {FORMAT}")
+        raise RunError(
+            f"{path} has format {record.get('format')!r}, this version of mmpre reads format {FORMAT}; use the version "
+            "that wrote it, or start a new run"
+        )
     begun = "data" in record  # a run of imported weights has none before its first start
     found = [
         f"{name} must be {'an object' if kind is dict else 'a list'}, got {type(record.get(name)).__name__}"
@@ -70,7 +72,7 @@ def _recipe(recipe: Mapping[str, Any]) -> list[str]:
 
 def _options(options: Mapping[str, Any]) -> list[str]:
     kinds = {field.name: field.type for field in fields(RunOptions)}
-    found = [f"options.{name} is none{_near(name, kinds)}" for name in options if name not in kinds]
+    found = [f"options.{name} is none{nearest(name, kinds)}" for name in options if name not in kinds]
     if found:
         return found
     try:
@@ -129,7 +131,7 @@ def check_changes(record: Mapping[str, Any], changes: Mapping[str, Any], run: Pa
             if name not in MOVED and value != record["numbers"][name]:
                 told.append(f"{name} is a number of the recipe and changes what is trained")
         elif name not in known:
-            told.append(f"there is no option {name!r}{_near(name, known)}")
+            told.append(f"there is no option {name!r}{nearest(name, known)}")
         elif value != getattr(started, name) and not option_verdict(name, started).startswith("harmless"):
             told.append(f"{name} would change the results ({option_verdict(name, started)})")
     if told:
@@ -169,8 +171,3 @@ def _shards_differ(was: Sequence[Sequence[str]], now: Sequence[Sequence[str]]) -
         f"{word}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" for word, names in parts.items() if names
     ]
     return "; " + ("; ".join(told) if told else "the same shards in another order, or some given twice")
-
-
-def _near(name: str, known: Any) -> str:
-    near = get_close_matches(name, list(known), 1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""

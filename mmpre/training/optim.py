@@ -8,13 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from mmpre.schedules import WSD, Constant, Cosine, InverseSqrt, Linear, Schedule
+from mmpre.schedules import Schedule
 from mmpre.training.lamb import Lamb
-
-__all__ = [
-    "LAMB", "WSD", "AdamW", "Constant", "Cosine", "InverseSqrt", "LayerDecay", "Linear", "Optimizer", "Schedule",
-    "set_learning_rate",
-]  # fmt: skip
 
 
 class Optimizer(Protocol):

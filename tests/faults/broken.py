@@ -24,8 +24,9 @@ from mmpre.objectives.loss import Loss, Term
 from mmpre.objectives.one_pass import OnePass, Predict
 from mmpre.recipe import Recipe, Stage, Task
 from mmpre.runs import checkpoint, leg
+from mmpre.schedules import Linear
 from mmpre.tokens import Batch, Tokens
-from mmpre.training.optim import AdamW, Linear
+from mmpre.training.optim import AdamW
 from mmpre.view import View
 
 RANK = int(os.environ.get("RANK", 0))

@@ -12,9 +12,9 @@ from mmpre.objectives.loss import Loss, Term
 from mmpre.objectives.one_pass import OnePass, Predict
 from mmpre.recipe import Recipe, Stage, Task
 from mmpre.runs.starts import Carry
-from mmpre.schedules import BatchRamp, LinearRamp
+from mmpre.schedules import BatchRamp, Linear, LinearRamp
 from mmpre.training.average import Average
-from mmpre.training.optim import AdamW, Linear
+from mmpre.training.optim import AdamW
 from mmpre.view import View
 
 

@@ -21,23 +21,24 @@ def again(record: Mapping[str, Any], found: LoadedRecipe | None) -> str:
         usual = found.defaults(record.get("scale"))
     for name, value in record["numbers"].items():
         if name not in usual or plain(usual[name]) != plain(value):
-            words += _flag(name, value)
+            words += flag(name, value)
     options = asdict(RunOptions())
     for name, value in record["options"].items():
         if name not in options or options[name] != value:
-            words += _flag(name, value)
+            words += flag(name, value)
     return shlex.join(words)
 
 
-def _flag(name: str, value: Any) -> list[str]:
-    flag = f"--{name.replace('_', '-')}"
+def flag(name: str, value: Any) -> list[str]:
+    """The words that give a number or an option a value."""
+    said = name.replace("_", "-")
     if isinstance(value, bool):
-        return [flag if value else f"--no-{name.replace('_', '-')}"]
+        return [f"--{said}" if value else f"--no-{said}"]
     if isinstance(value, list | tuple):
-        return [flag, *map(str, value)]
+        return [f"--{said}", *map(str, value)]
     if isinstance(value, dict):
-        return [flag, *(str(word) for pair in value.items() for word in pair)]
-    return [flag, str(value)]
+        return [f"--{said}", *(str(word) for pair in value.items() for word in pair)]
+    return [f"--{said}", str(value)]
 
 
 def plain(value: Any) -> Any:
