@@ -21,7 +21,7 @@ from typing import Any
 
 from mmpre.aside import file_aside
 from mmpre.plugins import find_benchmark
-from mmpre.runs.record import commit
+from mmpre.runs.commit import commit, short
 
 MEASURED_WITH = ("mmpre", "torch", "transformers", "webdataset")
 
@@ -217,7 +217,7 @@ def machine(threads: int) -> dict[str, Any]:
     return {
         "cpu": _cpu(), "cores": os.cpu_count(), "threads": threads, "load": round(os.getloadavg()[0], 2),
         "system": platform.platform(), "python": platform.python_version(),
-        **{package: version(package) for package in MEASURED_WITH}, "commit": commit() or "none",
+        **{package: version(package) for package in MEASURED_WITH}, "commit": short(commit()),
         "date": date.today().isoformat(),
     }  # fmt: skip
 

@@ -65,7 +65,8 @@ class Stage:
     A stage goes on with the weights of the one before, after what `start` puts in place of some of them; optimizer,
     schedule and data begin anew but for what `carry` names. For rows that grow longer, let stages follow each other
     whose readers cut other windows, or, for a smooth growth, bound them by `length`; held-out rows have no bound.
-    `origin` is set by the recipe.
+    `frozen` says of a parameter's name, as in `Recipe.module()`, whether the stage leaves it alone. `origin` is set by
+    the recipe.
     """
 
     tasks: Sequence[Task]

@@ -23,8 +23,9 @@ from mmpre.report.curves import _rates, groups
 from mmpre.report.differences import differences
 from mmpre.report.page import report
 from mmpre.runs.command import again
+from mmpre.runs.commit import commit
 from mmpre.runs.options import RunOptions
-from mmpre.runs.record import commit, read_record
+from mmpre.runs.record import read_record
 from mmpre.runs.record_check import RunError
 
 

@@ -23,6 +23,7 @@ from mmpre.claims.runs import carry_out
 from mmpre.plan import plan
 from mmpre.plugins import LoadedRecipe, find_recipe
 from mmpre.runs.command import flag
+from mmpre.runs.commit import short
 from mmpre.runs.options import RunOptions
 from mmpre.runs.record import read_record
 
@@ -209,16 +210,10 @@ def _made(runs: Sequence[ClaimRun], options: ClaimOptions) -> dict[str, Any]:
     around = [one for record in records for one in (record, *record.get("restarts", []))]
     answers = [run.answer for run in runs if run.answer is not None]
     return {
-        "commits": sorted({_short(one["environment"].get("commit")) for one in around}),
+        "commits": sorted({short(one["environment"].get("commit")) for one in around}),
         "machine": answers[-1]["protocol"]["machine"], "torch": answers[-1]["protocol"]["torch"],
         "at once": options.at_once, "threads": options.threads, "date": max(one["date"] for one in answers),
     }  # fmt: skip
-
-
-def _short(commit: str | None) -> str:
-    """A commit's first digits, and whether files differed from it."""
-    name, mark, dirty = (commit or "unknown").partition("-")
-    return name[:12] + mark + dirty
 
 
 def _command(recipe: str | Path, out: Path, scale: str, options: ClaimOptions, numbers: Mapping[str, Any]) -> str:

@@ -5,13 +5,11 @@ import logging
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,12 +24,12 @@ from mmpre.plugins import LoadedRecipe
 from mmpre.processes.peers import digest_of_code
 from mmpre.processes.processes import Processes
 from mmpre.recipe import Recipe
+from mmpre.runs.commit import commit
 from mmpre.runs.record_check import MAX_BYTES, RunError, check_data, checked
 from mmpre.strict_json import JSONError
 from mmpre.strict_json import read as read_json
 
 log = logging.getLogger(__name__)
-QUIET = {"capture_output": True, "text": True, "timeout": 10}
 KEPT_BYTES = 64 << 20  # of a file that a run keeps a copy of
 
 
@@ -153,18 +151,6 @@ def environment(processes: Processes) -> dict[str, Any]:
         "device": str(processes.device), "threads": torch.get_num_threads(), "code": digest_of_code(),
         "commit": commit(), **packages(),
     }  # fmt: skip
-
-
-@cache
-def commit() -> str | None:
-    """The commit of the checkout that this package is run from ("-dirty" where files differ), None where it is none."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], **QUIET)
-        told = subprocess.run([*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], **QUIET)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return told.stdout.strip() or None if tracked.returncode == 0 else None
 
 
 def _now() -> str:
