@@ -5,14 +5,13 @@ All processes count the same holes; one of them writes `ledger.jsonl`, a line fo
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mmpre.aside import append
+from mmpre.aside import append, file_aside
 from mmpre.data.tar import printable
 
 log = logging.getLogger(__name__)
@@ -144,9 +143,8 @@ class Ledger:
         if not self.path.exists():
             return
         kept = [line for line in self.path.read_bytes().splitlines(keepends=True) if _step(line) <= step]
-        aside = self.path.with_name(f".{self.path.name}")
-        aside.write_bytes(b"".join(kept))
-        os.replace(aside, self.path)
+        with file_aside(self.path) as aside:
+            aside.write_bytes(b"".join(kept))
 
 
 def _by_source(numbers: Mapping[str, float]) -> dict[str, float]:

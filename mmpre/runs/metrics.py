@@ -3,12 +3,11 @@
 import json
 import logging
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmpre.aside import append
+from mmpre.aside import append, file_aside
 from mmpre.runs.loggers import Loggers
 
 log = logging.getLogger(__name__)
@@ -52,9 +51,8 @@ class MetricsWriter:
             return
         kept = [line for line in read_metrics(self.path) if line["step"] <= step]
         kept = [line for line in kept if held_out or "valid" not in line or line["step"] < step]
-        aside = self.path.with_name(f".{self.path.name}")
-        aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(aside, self.path)
+        with file_aside(self.path) as aside:
+            aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
