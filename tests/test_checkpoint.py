@@ -239,7 +239,7 @@ def test_killed_at_random_moments_a_save_is_whole_or_not_there(tmp_path):
 def test_weights_that_do_not_fit_are_told_with_the_nearest_name_and_nothing_is_loaded():
     module, other = network(), network(seed=1, width=20)
     before = [p.clone() for p in module.parameters()]
-    with pytest.raises(CheckpointError, match=r"0.weight has shape \[20, 8\], the model's \[16, 8\]; build it as"):
+    with pytest.raises(CheckpointError, match=r"0.weight has shape \[20, 8\], the model's \[16, 8\].*; build it as"):
         checkpoint.restore_model(module, other.state_dict())
     renamed = {name.replace("0.weight", "0.wieght"): t for name, t in module.state_dict().items()}
     with pytest.raises(
