@@ -43,13 +43,14 @@ KEPT = "evaluation.json"  # in a run's folder: what was measured last, for each 
 
 def evaluate(
     run: Path | str, *, data: Sequence[str] = (), sidecar: str | None = None, best: bool = False,
-    untrained: bool = True, rows: int = 2048, sets: Sequence[Path | str] = (), kinds: Sequence[str] | None = None,
+    untrained: bool = True, bags: bool = True, rows: int = 2048, sets: Sequence[Path | str] = (),
+    kinds: Sequence[str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Held-out losses of every task, the recipe's own evaluations, and the tasks of data sets' cards.
 
     `data` defaults to the run's held-out shards, `sets` (folders with a card) to the set that the run's shards lie in,
-    where no data is given; of their tasks those of some `kinds` are measured, or all. Without `untrained` neither that
-    network nor what needs no network is measured beside it. Returns {"run", "step", "data",
+    where no data is given; of their tasks those of some `kinds` are measured, or all. Beside it are measured, unless
+    left out, the `untrained` network, and by `bags` of pieces what needs no network. Returns {"run", "step", "data",
     "trained": {...}, "untrained": {...}, "trivial": {...}}, each with "tasks" (loss and metrics by task) and "results"
     (name, value, interval, n, chance); "gain" says by how much trained is better than untrained on the same rows, "not
     measured" why a task is missing. Kept in the run's folder as evaluation.json.
@@ -77,7 +78,7 @@ def evaluate(
         results = [*answer[name].pop("results", []), *_measure_cards(tasks, recipe, answer)]
         found[name] = {one.name: one for one in results}
         answer[name]["results"] = [one.as_json() for one in results]
-    if tasks and untrained:
+    if tasks and bags:
         subject = Subject(opened.untrained())
         answer["trivial"] = {"results": [one.as_json() for task in tasks for one in trivial(task, subject)]}
     if untrained:
