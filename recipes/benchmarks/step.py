@@ -120,7 +120,7 @@ def measure(case: Case, count: int) -> Turn:
             numbers["tokenizer"] = _words(Path(folder) / "tokenizer.json", case.vocabulary)
         torch.manual_seed(0)
         recipe = found.function(**numbers)
-    module, stage = recipe.module(), replace(recipe.stages[case.stage], batch=case.rows, micro_batches=1)
+    module, stage = recipe.module(), replace(recipe.stages[case.stage], batch=case.rows, micro_batches=1, ramp=None)
     source = MicroBatches.of(stage, Made(_readers(stage), case.rows), seed=0, number=case.stage)
     optimizer = stage.optimizer.build(module.named_parameters())
     order = (Slot(step, 0, stage.task_at(step, 0).name, 0, case.rows) for step in range(count + 1))
