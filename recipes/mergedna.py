@@ -16,6 +16,7 @@ Differs  where the text is silent: the best pairs of a window are taken one afte
          Merging was held against ToMe's equations as written in the tests, not against its code
 Expect   not run at paper scale; tiny: no result kept yet
 Run      mmpre train mergedna --scale tiny --data "genomes/*.tar"
+         mmpre claim mergedna --data pyrodigal/train --valid pyrodigal/valid --on pyrodigal/frames
          mmpre claim mergedna --quick --data pyrodigal/train --valid pyrodigal/valid --on pyrodigal/frames
 """
 
