@@ -4,10 +4,13 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from importlib import import_module
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Number = TypeVar("Number", int, float)
 
 
 class Processes:
@@ -65,24 +68,14 @@ class Processes:
     def all_agree(self, flag: bool) -> bool:
         return not self.any_of([not flag])[0]
 
-    def sum_counts(self, mine: Mapping[str, int]) -> dict[str, int]:
-        """Add up integer counts by name; a process may lack a name (its rows were all holes)."""
+    def sum_by_name(self, mine: Mapping[str, Number]) -> dict[str, Number]:
+        """Add up counts, or numbers in float64, by name, in the order of the processes; one may lack a name."""
         if self.world == 1:
             return dict(mine)
-        total: dict[str, int] = {}
-        for one in self.gather(dict(mine)):
-            for name, count in one.items():
-                total[name] = total.get(name, 0) + count
-        return total
-
-    def sum_values(self, mine: Mapping[str, float]) -> dict[str, float]:
-        """Add up numbers by name, in float64, in the order of the processes."""
-        if self.world == 1:
-            return dict(mine)
-        total: dict[str, float] = {}
+        total: dict[str, Number] = {}
         for one in self.gather(dict(mine)):
             for name, value in one.items():
-                total[name] = total.get(name, 0.0) + value
+                total[name] = total[name] + value if name in total else value
         return total
 
     def gather(self, mine: object) -> list:

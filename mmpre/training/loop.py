@@ -108,7 +108,7 @@ class Tally:
         mine = {f"{name}\n{self.per[name]}": value.item() for name, value in self.sums.items()}
         weights = {name: w for one in processes.gather(self.weights) for name, w in one.items()}
         values, loss = {}, 0.0
-        for label, total in processes.sum_values(mine).items():
+        for label, total in processes.sum_by_name(mine).items():
             name, per = label.split("\n")
             mean = total / max(counts.get(per, 0), 1)
             values[name] = torch.tensor(mean, dtype=torch.float32).item()
@@ -201,7 +201,7 @@ def step_counts(batches: Iterable[MicroBatch], processes: Processes) -> dict[str
         for part in made.parts:
             for name, count in part.counts.items():
                 mine[name] = mine.get(name, 0) + count
-    return processes.sum_counts(mine)
+    return processes.sum_by_name(mine)
 
 
 class Part(NamedTuple):
