@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmpre.attention import Plan
+from mmpre.layout import Layout
 from mmpre.sublayers.protocol import Places, Sublayer, narrowed
-from mmpre.tokens import Layout
 
 
 class Block(nn.Module):

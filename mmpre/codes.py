@@ -15,10 +15,10 @@ from jaxtyping import Float, Int
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor, nn
 
+from mmpre.batch import Batch
 from mmpre.data.codes import NEVER as NEVER
 from mmpre.draw import hashed
 from mmpre.network import Network
-from mmpre.tokens import Batch
 
 
 class Codebook(nn.Module):

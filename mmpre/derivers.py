@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mmpre.batch import Row
 from mmpre.codes import NEVER, Centres
 from mmpre.data.derive import DeriveError, Deriver
 from mmpre.data.index import open_shards
@@ -15,7 +16,6 @@ from mmpre.data.shards import CorruptSample, ShardReader
 from mmpre.data.units import Units
 from mmpre.plugins import file_digest, load_file
 from mmpre.runs.states import RunStates
-from mmpre.tokens import Row
 
 POOLS = ("mean", "none")
 

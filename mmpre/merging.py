@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmpre.tokens import Layout
+from mmpre.layout import Layout
 
 ROLE = "merged"  # of the tokens that are left
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from mmpre.attention import Plan
 from mmpre.attention.rules import EVERYONE
 from mmpre.blocks import Block, States
+from mmpre.layout import Layout
 from mmpre.merging import Merge, Windows, by_layers, merge_halves, merge_neighbours, most_halves, most_neighbours
 from mmpre.sublayers.protocol import Places, narrowed
-from mmpre.tokens import Layout
 
 Seen = Callable[[Tensor], None]
 

@@ -9,10 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmpre.attention import Attend, Full, Plan
+from mmpre.batch import Batch
 from mmpre.blocks import Encoder, States
+from mmpre.layout import Layout
 from mmpre.modality import Modality, Reader
 from mmpre.sublayers.protocol import Places
-from mmpre.tokens import Batch, Layout
 
 
 class Network(nn.Module):

@@ -7,13 +7,14 @@ import torch
 
 from mmpre.attention import Attend, Full
 from mmpre.attention.by_tokens import PerRow
+from mmpre.batch import Picked, Row, check_alike
 from mmpre.data.contract import check_tokens
 from mmpre.data.sample import Sample
 from mmpre.draw import Draw, Draws
 from mmpre.labels import NONE, Label
 from mmpre.masking.protocol import Borrower, Corrupted, Corruption, Mask, SampleMask, untouched
 from mmpre.modality import Reader
-from mmpre.tokens import Picked, Row, Tokens, check_alike
+from mmpre.tokens import Tokens
 
 
 @dataclass(frozen=True, kw_only=True)

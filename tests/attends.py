@@ -8,7 +8,8 @@ import torch
 from mmpre.attention import Causal, Full, Together, Window
 from mmpre.attention.bias import ALiBi, RelativeKey, T5Buckets
 from mmpre.attention.by_tokens import Graph, PerRow, Positions, Prefix, Roles, Slots
-from mmpre.tokens import Batch, Ragged, Row, Tokens, pack
+from mmpre.batch import Batch, Row, pack
+from mmpre.tokens import Ragged, Tokens
 
 # texts and nodes of each row
 SIZES = [(3, 2), (5, 0), (0, 5), (1, 0), (5, 4), (5, 4), (0, 0)]

@@ -5,13 +5,13 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
+from mmpre.batch import Batch, pack
 from mmpre.blocks import Encoder
 from mmpre.data.sample import Sample
 from mmpre.draw import Draw
 from mmpre.heads.vocabulary import Vocabulary
 from mmpre.modalities.text import Text
 from mmpre.recipe import Recipe
-from mmpre.tokens import Batch, pack
 from mmpre.view import View
 
 WORDS = [f"w{i}" for i in range(60)]

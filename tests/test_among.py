@@ -11,13 +11,13 @@ from mmpre.attention import Full
 from mmpre.draw import Draw
 from mmpre.encoder import bert_encoder
 from mmpre.heads.vocabulary import Vocabulary
+from mmpre.layout import Layout
 from mmpre.masking.random import RandomTokens
 from mmpre.modalities.regions import RegionReader, Regions
 from mmpre.modalities.text import Text, TextReader
 from mmpre.network import Network
 from mmpre.objectives.among import Among
 from mmpre.objectives.one_pass import OnePass, Predict
-from mmpre.tokens import Layout
 from mmpre.view import View
 
 DRAW = Draw.micro_batch(0, 0, 0, 0)

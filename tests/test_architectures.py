@@ -29,12 +29,12 @@ from mmpre.encoder import (
     mosaicbert_encoder,
     vit_encoder,
 )
+from mmpre.layout import Layout
 from mmpre.sublayers.attention import Attention
 from mmpre.sublayers.by_role import ByRole
 from mmpre.sublayers.convolution import Convolution
 from mmpre.sublayers.feed_forward import FeedForward
 from mmpre.sublayers.residual import Norm, PostNorm, PreNorm, Scaled
-from mmpre.tokens import Layout
 
 LENGTHS = [2, 7, 7, 12, 25]
 

@@ -10,7 +10,7 @@ from mmpre.attention.backends import attention_probabilities, attention_received
 from mmpre.attention.bias import ALiBi
 from mmpre.data.sample import Sample
 from mmpre.draw import Draw
-from mmpre.tokens import Layout
+from mmpre.layout import Layout
 from mmpre.view import View
 
 

@@ -10,7 +10,7 @@ from mmpre.attention import Attend, Causal, Full, Layers, Plan, Together, Window
 from mmpre.attention import backends as attention_backends
 from mmpre.attention.backends import attend, attention_probabilities
 from mmpre.attention.by_tokens import Graph, PerRow, Positions, Prefix
-from mmpre.tokens import Layout
+from mmpre.layout import Layout
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 4e-2}

@@ -9,7 +9,7 @@ from mmpre.attention import Causal, Full, Together, Window
 from mmpre.attention.backends import attend, attention_probabilities
 from mmpre.attention.bias import ALiBi
 from mmpre.dropout import Dropout
-from mmpre.tokens import Layout
+from mmpre.layout import Layout
 
 RAGGED = [0, 3, 3, 3, 4, 0, 9, 1]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 3e-2}

@@ -8,7 +8,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from mmpre.attention import Full
 from mmpre.attention.bias import ALiBi, RelativeKey, Rotary, T5Buckets, slopes
 from mmpre.attention.by_tokens import Positions
-from mmpre.tokens import Layout
+from mmpre.layout import Layout
 
 
 def distances(n):

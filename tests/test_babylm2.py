@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from parity_text import some_samples, vary, word_tokenizer
 
 from mmpre.attention.bias import LogBuckets
+from mmpre.batch import pack
 from mmpre.data.sample import Sample
 from mmpre.draw import Draw
 from mmpre.encoder import ltgbert_encoder
+from mmpre.layout import Layout
 from mmpre.masking.everything import Everything
 from mmpre.recipes.babylm2 import babylm2, scales
-from mmpre.tokens import Layout, pack
 from mmpre.training.optim import set_learning_rate
 from mmpre.view import Dealt, View
 

@@ -12,6 +12,7 @@ from masking import row
 from tokenizers import models, pre_tokenizers
 
 from mmpre.attention import Full
+from mmpre.batch import pack
 from mmpre.data.code import JAVA
 from mmpre.data.sample import BadMember, Sample
 from mmpre.encoder import bert_encoder
@@ -25,7 +26,6 @@ from mmpre.modalities.code_graph import CLS, NODE, SEP, CodeGraph, CodeReader, g
 from mmpre.modalities.text import Text, TextReader
 from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
-from mmpre.tokens import pack
 from mmpre.view import View
 
 TEXT = "def f(a, bb):\n    # sum of both\n    c = a + bb\n    c += a\n    return c\n"

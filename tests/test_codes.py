@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pictures import encoded, sample, waves
 
 import mmpre
+from mmpre.batch import pack
 from mmpre.codes import Centres, Codebook, use
 from mmpre.command_line.cli import main
 from mmpre.data.codes import WithCodes
@@ -33,7 +34,7 @@ from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
 from mmpre.recipes.visual_tokens import visual_tokens
 from mmpre.runs.options import RunOptions
-from mmpre.tokens import Tokens, pack
+from mmpre.tokens import Tokens
 from mmpre.view import View
 
 DRAW = Draw.micro_batch(0, 0, 0, 0)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from parity_text import some_samples, word_tokenizer
 
+from mmpre.batch import Views, pack
 from mmpre.data.loader import MicroBatch, Slot
 from mmpre.draw import Draw
 from mmpre.encoder import bert_encoder
@@ -18,7 +19,6 @@ from mmpre.network import Network
 from mmpre.objectives.contrast import Contrast, InfoNCE, NTXent, SigLIP
 from mmpre.processes.processes import Processes
 from mmpre.recipe import Task
-from mmpre.tokens import Views, pack
 from mmpre.training.gradients import Summed
 from mmpre.training.loop import Context, Tally, backward, step_counts
 from mmpre.view import View

@@ -6,6 +6,7 @@ import torch
 from masking import ROWS, packed, per_row, row, some_tokens, words
 from parity_text import some_batch, some_samples, word_tokenizer
 
+from mmpre.batch import Picked
 from mmpre.draw import Draw
 from mmpre.masking.corrupt import BertReplace, HideAll
 from mmpre.masking.drop import Collapse, Drop, Insert
@@ -17,7 +18,7 @@ from mmpre.masking.supplied import Supplied
 from mmpre.masking.units import NGrams, RandomLengths, WholeUnits
 from mmpre.modalities.regions import RegionReader
 from mmpre.modalities.text import TextReader
-from mmpre.tokens import Picked, Ragged, Tokens
+from mmpre.tokens import Ragged, Tokens
 from mmpre.view import View
 
 BATCH = Draw.micro_batch(0, 0, 0, 0)

@@ -7,10 +7,10 @@ from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 from mmpre.attention import Causal, Full
 from mmpre.blocks import Block, Encoder
 from mmpre.encoder import bert_encoder
+from mmpre.layout import Layout
 from mmpre.sublayers.attention import Attention
 from mmpre.sublayers.feed_forward import FeedForward
 from mmpre.sublayers.residual import PostNorm, PreNorm
-from mmpre.tokens import Layout
 
 LENGTHS = [2, 5, 5, 9]
 SIZE = 21

@@ -17,6 +17,7 @@ from torch import nn
 
 import mmpre
 from mmpre.attention import Full
+from mmpre.batch import Row, pack
 from mmpre.command_line.cli import main
 from mmpre.draw import Draw
 from mmpre.encoder import vit_encoder
@@ -34,7 +35,7 @@ from mmpre.recipes.mae import mae
 from mmpre.recipes.w2v_bert import w2v_bert
 from mmpre.runs.options import RunOptions
 from mmpre.runs.run import RunError
-from mmpre.tokens import Row, Tokens, pack
+from mmpre.tokens import Tokens
 from mmpre.view import View
 
 SIZES = dict(

@@ -11,6 +11,7 @@ from parity_text import AsUnits, copy_encoder, some_batch, vary, word_tokenizer
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
+from mmpre.batch import pack
 from mmpre.data.sample import Sample
 from mmpre.draw import Draw
 from mmpre.evaluation.pair_ranking import PairRanking, auc
@@ -21,7 +22,6 @@ from mmpre.modalities.code_graph import CodeReader, same_words
 from mmpre.plan import plan
 from mmpre.processes.processes import Processes
 from mmpre.recipes.graphcodebert import graphcodebert, scales
-from mmpre.tokens import pack
 from mmpre.training.optim import set_learning_rate
 from mmpre.view import View
 

@@ -6,12 +6,12 @@ import torch
 import transformers
 from pictures import copy_mae, noise, sample, waves
 
+from mmpre.batch import pack
 from mmpre.draw import Draw
 from mmpre.heads.pixels import Pixels
 from mmpre.masking.drop import Drop
 from mmpre.masking.exact import ExactShare
 from mmpre.recipes.mae import mae, scales
-from mmpre.tokens import pack
 from mmpre.view import View
 
 DRAW = Draw.micro_batch(0, 0, 0, 0)

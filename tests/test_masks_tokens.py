@@ -10,6 +10,7 @@ from masking import ROWS, clip, packed, per_row, rates, row, some_tokens, words
 
 from mmpre.data.sample import Sample
 from mmpre.draw import Draw
+from mmpre.layout import Layout
 from mmpre.masking.exact import ExactShare
 from mmpre.masking.grid import Blocks, Tube
 from mmpre.masking.mixture import Mixture
@@ -19,7 +20,7 @@ from mmpre.masking.schedule import Line
 from mmpre.masking.spans import StartedSpans
 from mmpre.masking.supplied import Supplied, SuppliedError
 from mmpre.masking.weighted import Weighted, draw_weighted
-from mmpre.tokens import Layout, Tokens
+from mmpre.tokens import Tokens
 
 BATCH = Draw.micro_batch(0, 0, 0, 0)
 

@@ -14,13 +14,13 @@ from mmpre.draw import Draw
 from mmpre.encoder import llama_encoder, merging_encoder
 from mmpre.evaluation.hidden import HiddenTokens
 from mmpre.heads.vocabulary import Vocabulary
+from mmpre.layout import Layout
 from mmpre.merging import Merge
 from mmpre.merging_encoder import Merged
 from mmpre.objectives.merged import DrawnShare, MergedReconstruction
 from mmpre.plan import plan
 from mmpre.processes.processes import Processes
 from mmpre.recipes.mergedna import mergedna, scales
-from mmpre.tokens import Layout
 from mmpre.training.optim import set_learning_rate
 
 DRAW = Draw.micro_batch(0, 0, 0, 0)

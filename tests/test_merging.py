@@ -8,6 +8,7 @@ from mmpre.attention import Full, Plan, Window
 from mmpre.attention.backends import attend
 from mmpre.attention.bias import ALiBi
 from mmpre.attention.rules import Band
+from mmpre.layout import Layout
 from mmpre.merging import (
     Merge,
     Windows,
@@ -18,7 +19,6 @@ from mmpre.merging import (
     most_neighbours,
     spans,
 )
-from mmpre.tokens import Layout
 
 LENGTHS = [9, 8, 8, 2, 1, 5, 0, 16]
 

@@ -6,12 +6,12 @@ from parity_text import some_batch, some_samples, word_tokenizer
 from small_runs import bert, pairs, train
 
 import mmpre
+from mmpre.batch import Views
 from mmpre.draw import Draw
 from mmpre.dropout import DropHeads
 from mmpre.modalities.text import ERASED
 from mmpre.objectives.contrast import NTXent
 from mmpre.recipes.mirror_bert import mirror_bert, scales
-from mmpre.tokens import Views
 
 DRAW = Draw.micro_batch(0, 0, 0, 0)
 SMALL = dict(

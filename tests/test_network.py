@@ -3,9 +3,10 @@ import torch
 from torch import nn
 
 from mmpre.attention import Causal, Full
+from mmpre.batch import Row, pack
 from mmpre.encoder import bert_encoder
 from mmpre.network import Network
-from mmpre.tokens import Row, Tokens, pack
+from mmpre.tokens import Tokens
 
 
 class Numbers(nn.Module):

@@ -11,6 +11,7 @@ from pictures import noise
 from pictures import sample as picture
 
 from mmpre.attention import Full
+from mmpre.batch import Row, pack
 from mmpre.data.sample import Sample
 from mmpre.encoder import bert_encoder
 from mmpre.masking.corrupt import HideAll
@@ -25,7 +26,6 @@ from mmpre.modalities.image_patches import ImagePatches, ImageReader
 from mmpre.modalities.regions import RegionReader, Regions
 from mmpre.modalities.text import Text, TextReader
 from mmpre.network import Network
-from mmpre.tokens import Row, pack
 
 WIDTH = 32
 

@@ -8,7 +8,8 @@ import torch
 
 from mmpre.data.parcel import unwrap, wrap
 from mmpre.data.prefetch import LoadingError, Prefetch
-from mmpre.tokens import Layout, Tokens
+from mmpre.layout import Layout
+from mmpre.tokens import Tokens
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from webdataset import ShardWriter
 
 import mmpre
+from mmpre.batch import pack
 from mmpre.command_line.cli import main
 from mmpre.data.audio import Audio
 from mmpre.data.sample import Sample
@@ -34,7 +35,6 @@ from mmpre.plugins import find_recipe
 from mmpre.recipe import Recipe, Task
 from mmpre.recipes.bert import bert
 from mmpre.runs.options import RunOptions
-from mmpre.tokens import pack
 
 TONES = Path(__file__).parent / "tones.py"
 SMALL = dict(width=64, depth=2, heads=4, length=64, batch=16, micro_batches=1, steps=8, warmup=1, dropout=0.0)

@@ -27,6 +27,7 @@ from mmpre.evaluation.cards import CardTask
 from mmpre.heads.guess import Choice
 from mmpre.heads.pixels import Pixels
 from mmpre.heads.vocabulary import Vocabulary
+from mmpre.layout import Layout
 from mmpre.modalities.code_graph import CodeReader
 from mmpre.modalities.dna import DnaReader
 from mmpre.modalities.image_patches import ImagePatches, ImageReader
@@ -36,7 +37,7 @@ from mmpre.report import attention, panels, predictions, retrieval, states, tran
 from mmpre.report.drawing import boxes, draw, heat, in_little, pieces
 from mmpre.report.opened import earlier, open_run
 from mmpre.report.page import report
-from mmpre.tokens import Layout, Tokens
+from mmpre.tokens import Tokens
 from mmpre.view import View
 
 TESTS = Path(__file__).parent

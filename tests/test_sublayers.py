@@ -10,6 +10,7 @@ from torch import nn
 from mmpre.attention import Causal, Full, Layers, Together, Window
 from mmpre.attention.bias import ALiBi, RelativeKey, Rotary, T5Buckets
 from mmpre.attention.by_tokens import Positions, Roles, Slots
+from mmpre.batch import pack
 from mmpre.blocks import Block, Encoder
 from mmpre.encoder import (
     bert_encoder,
@@ -19,12 +20,12 @@ from mmpre.encoder import (
     mosaicbert_encoder,
     vit_encoder,
 )
+from mmpre.layout import Layout
 from mmpre.sublayers.attention import Attention, CrossAttention
 from mmpre.sublayers.by_role import ByRole
 from mmpre.sublayers.convolution import Convolution
 from mmpre.sublayers.feed_forward import FeedForward, GatedFeedForward
 from mmpre.sublayers.residual import DropPath, LayerScale, Norm, PostNorm, PreNorm, Scaled
-from mmpre.tokens import Layout, pack
 
 
 @pytest.fixture(autouse=True)

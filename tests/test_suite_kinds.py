@@ -6,17 +6,21 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import mmpre
 from mmpre.data.sample import Sample
 from mmpre.data.shards import shard_writer
 from mmpre.draw import Draw
+from mmpre.evaluation import fine_tuning
 from mmpre.evaluation.cards import CardError
 from mmpre.evaluation.evaluate import evaluate
 from mmpre.evaluation.few_shot import DRAWS, SHOTS, few_shot
+from mmpre.evaluation.fine_tuning import examples
 from mmpre.evaluation.minimal_pairs import _hidden
 from mmpre.evaluation.probe import Known
+from mmpre.evaluation.subject import Subject
 from mmpre.evaluation.suite import card_tasks
 from mmpre.evaluation.transcription import _decoded, _edits, _needed
 from mmpre.modalities.text import TextReader
@@ -257,6 +261,22 @@ def test_a_whole_network_learns_a_class_from_labels_and_the_run_stays_as_it_is(p
     told = results(answer)["brightness: fine-tuned"]["protocol"]
     assert told["epochs"] == 15 and told["seed"] == 0 and told["lr"] in told["of"] and told["train windows"] == 60
     assert results(answer)["probed: linear probe"] == alone["probed: linear probe"]
+
+
+def test_fine_tuning_leaves_alone_what_no_stage_trains(pictures):
+    subject = Subject(mmpre.load(pictures[1]).recipe)
+    front = dict(subject.network.named_parameters())
+    still = {name for name in front if not name.startswith("encoder")}
+    for name in still:
+        front[name].requires_grad_(False)
+    task = card_tasks(with_tasks(pictures[0], TUNED | {"epochs": 1}))[0]
+    parts = {
+        part: examples(task, subject, part, lambda sample, windows, value: [torch.tensor([int(value)])] * len(windows))
+        for part in ("train", "valid")
+    }
+    tuned, _ = fine_tuning.train(task, subject, parts, len, outputs=3, pool=True, loss=F.cross_entropy)
+    after = dict(tuned.net.named_parameters())
+    assert still and {name for name, value in front.items() if torch.equal(value, after[name])} == still
 
 
 def test_bags_beside_a_trained_network_have_its_samples_alone(pictures, monkeypatch):

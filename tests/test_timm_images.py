@@ -8,6 +8,7 @@ import torch
 from pictures import noise, sample
 
 import mmpre
+from mmpre.batch import pack
 from mmpre.blocks import Encoder
 from mmpre.data.shard_writer import shard_writer
 from mmpre.draw import Draw
@@ -22,7 +23,6 @@ from mmpre.plan import plan
 from mmpre.runs.checkpoint import latest
 from mmpre.runs.options import RunOptions
 from mmpre.runs.replay import replay
-from mmpre.tokens import pack
 from mmpre.view import View
 
 MODELS = {  # each with the side it takes and what its map is smaller by

@@ -1,8 +1,10 @@
 import pytest
 import torch
 
+from mmpre.batch import Picked, Row, pack
 from mmpre.draw import Draw, hashed
-from mmpre.tokens import Layout, Picked, Ragged, Row, Tokens, pack
+from mmpre.layout import Layout
+from mmpre.tokens import Ragged, Tokens
 
 
 def row(key, text, image, picked=()):

@@ -2,8 +2,8 @@ import ot
 import pytest
 import torch
 
+from mmpre.layout import Layout
 from mmpre.objectives.transport import IPOT, cosine_cost, distances, transport
-from mmpre.tokens import Layout
 
 SIZES = [(12, 20), (5, 3), (3, 10), (62, 100), (1, 7), (9, 1)]
 

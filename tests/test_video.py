@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from mmpre.batch import pack
 from mmpre.command_line.cli import main
 from mmpre.data.shards import shard_writer
 from mmpre.data.video import Evenly, Rate, Segments, Video
@@ -22,7 +23,7 @@ from mmpre.masking.random import RandomTokens
 from mmpre.modalities.video import Learned, SinCos, VideoReader, VideoTubelets, clip, middle, random_crops
 from mmpre.network import Network
 from mmpre.show import WIDTH_PX
-from mmpre.tokens import Tokens, pack
+from mmpre.tokens import Tokens
 from mmpre.view import View
 
 CLIP = clips.frames(40)

@@ -14,6 +14,7 @@ from torch import nn
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2ForPreTraining, Wav2Vec2GumbelVectorQuantizer
 
 import mmpre
+from mmpre.batch import pack
 from mmpre.command_line.cli import main
 from mmpre.data.index import open_shards
 from mmpre.data.shards import ShardReader, shard_writer
@@ -32,7 +33,7 @@ from mmpre.recipes.w2v_bert import scales, w2v_bert
 from mmpre.runs.metrics import read_metrics
 from mmpre.runs.options import RunOptions
 from mmpre.schedules import ExponentialRamp
-from mmpre.tokens import Tokens, pack
+from mmpre.tokens import Tokens
 from mmpre.training.optim import set_learning_rate
 
 DRAW = Draw.micro_batch(0, 0, 0, 0)

@@ -17,7 +17,8 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from mmpre.attention.explicit import Order, Runs
 from mmpre.attention.rules import CAUSAL, EVERYONE, Band, Both, Rule, Subset
-from mmpre.tokens import Batch, Layout
+from mmpre.batch import Batch
+from mmpre.layout import Layout
 
 CPU = torch.device("cpu")
 

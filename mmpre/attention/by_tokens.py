@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mmpre.attention import Attend, Plan
 from mmpre.attention.rules import Rule
-from mmpre.tokens import Batch, Layout
+from mmpre.batch import Batch
+from mmpre.layout import Layout
 
 
 @dataclass(frozen=True)

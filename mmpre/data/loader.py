@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mmpre.batch import Batch, Row, Views, pack
 from mmpre.data.ledger import Hole
 from mmpre.data.mixture import Mixture, Stream
 from mmpre.data.order import deal
@@ -23,7 +24,6 @@ from mmpre.data.units import Units
 from mmpre.draw import Draw, hashed
 from mmpre.modality import Reader
 from mmpre.recipe import Stage
-from mmpre.tokens import Batch, Row, Views, pack
 from mmpre.view import Read, View
 
 __all__ = ["LoadingError", "MicroBatch", "MicroBatches", "Slot", "check_world", "load", "slots", "valid_slots"]

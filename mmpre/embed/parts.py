@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmpre.aside import file_aside
+from mmpre.batch import Row
 from mmpre.data.index import open_shards
 from mmpre.data.sample import BadMember
 from mmpre.data.shards import CorruptSample, ShardReader, Sidecar
@@ -30,7 +31,6 @@ from mmpre.data.tar import printable
 from mmpre.data.units import Units, measure
 from mmpre.embed.files import about_of, writer_of
 from mmpre.runs.states import RunStates
-from mmpre.tokens import Row
 
 log = logging.getLogger(__name__)
 POOLS = ("mean", "first", "none")

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mmpre.batch import Batch, pack
 from mmpre.codes import Coder, use
 from mmpre.data.sample import BadMember
 from mmpre.data.shards import CorruptSample
@@ -19,7 +20,6 @@ from mmpre.gumbel import perplexity
 from mmpre.modality import Reader
 from mmpre.objectives.own_codes import OwnCodes
 from mmpre.processes.processes import Processes
-from mmpre.tokens import Batch, pack
 from mmpre.view import View
 
 RESAMPLES = 200

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mmpre.batch import Batch, Row, pack
 from mmpre.data.sample import BadMember, Sample
 from mmpre.draw import Draw
 from mmpre.evaluation.results import NotMeasured
@@ -17,7 +18,7 @@ from mmpre.heads.pool import Tower
 from mmpre.masking.protocol import untouched
 from mmpre.modality import Reader
 from mmpre.network import Network
-from mmpre.tokens import Batch, Row, Tokens, pack
+from mmpre.tokens import Tokens
 
 CHUNK_TOKENS = 16_384  # encoded at a time
 

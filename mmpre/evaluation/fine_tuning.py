@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mmpre.batch import Batch, Row, pack
 from mmpre.data.loader import MicroBatch, Slot
 from mmpre.data.sample import Sample
 from mmpre.draw import Draw, hashed
@@ -27,7 +28,7 @@ from mmpre.objectives.loss import Loss, Term
 from mmpre.processes.processes import Processes
 from mmpre.recipe import Stage, Task
 from mmpre.schedules import Linear
-from mmpre.tokens import Batch, Row, Tokens, pack
+from mmpre.tokens import Tokens
 from mmpre.training.loop import Context, steps
 from mmpre.training.optim import AdamW
 from mmpre.view import View
@@ -170,7 +171,7 @@ def train(
 ) -> tuple[Tuned, dict[str, Any]]:  # fmt: skip
     """The network trained with the learning rate by which `good` of its scores of valid is highest; and the protocol.
 
-    Each training begins at the subject's own weights, which it leaves as they are.
+    Each training begins at the subject's own weights, which it leaves as they are; a frozen front stays frozen.
     """
     tried = {}
     for rate in RATES:
@@ -196,7 +197,10 @@ def read(tuned: Tuned, some: Sequence[Example]) -> list[Float[Tensor, "n C"]]:
 
 def _trained(task: CardTask, subject: Subject, some: Sequence[Example], rate: float, head: Mapping[str, Any]) -> Tuned:
     role = role_of(subject.network.readers, task.input)
-    tuned = Tuned(copy.deepcopy(subject.network).requires_grad_(True), role, some, **head)
+    net = copy.deepcopy(subject.network)
+    if not any(parameter.requires_grad for parameter in net.parameters()):  # an average, which no stage trains
+        net.requires_grad_(True)
+    tuned = Tuned(net, role, some, **head)
     each = -(-len(some) // BATCH)
     count = task.epochs * each
     stage = Stage(
@@ -212,7 +216,7 @@ def _trained(task: CardTask, subject: Subject, some: Sequence[Example], rate: fl
             packed = pack(rows, tuned.net.attend.plan)
             yield MicroBatch(Slot(step, 0, "fine-tuning", step * BATCH, len(rows)), [packed], [], [])
 
-    optimizer = stage.optimizer.build(tuned.named_parameters())
+    optimizer = stage.optimizer.build((n, p) for n, p in tuned.named_parameters() if p.requires_grad)
     context = Context(SEED, 0, Processes(device=tuned.head.weight.device))
     for _ in steps(stage, tuned, optimizer, batches(), context, first=0, last=count):
         pass

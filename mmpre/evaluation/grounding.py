@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from mmpre.batch import Row, pack
 from mmpre.data.sample import BadMember, Sample
 from mmpre.data.units import Units
 from mmpre.draw import Draw
@@ -17,7 +18,6 @@ from mmpre.masking.protocol import untouched
 from mmpre.modality import Reader
 from mmpre.network import Network
 from mmpre.processes.processes import Processes
-from mmpre.tokens import Row, pack
 
 CHUNK = 64  # samples encoded at a time
 

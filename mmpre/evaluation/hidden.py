@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mmpre.batch import Batch, pack
 from mmpre.data.sample import BadMember
 from mmpre.data.shards import CorruptSample
 from mmpre.data.units import Units
@@ -14,7 +15,6 @@ from mmpre.evaluation.results import Result, mean
 from mmpre.heads.vocabulary import Vocabulary
 from mmpre.network import Network
 from mmpre.processes.processes import Processes
-from mmpre.tokens import Batch, pack
 from mmpre.view import View
 
 CHUNK_ROWS = 32  # encoded at a time

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mmpre.batch import Picked, Row, pack
 from mmpre.data.sample import BadMember, Sample
 from mmpre.data.shards import CorruptSample
 from mmpre.data.units import Units
@@ -16,7 +17,6 @@ from mmpre.heads.vocabulary import Vocabulary
 from mmpre.modality import Reader
 from mmpre.network import Network
 from mmpre.processes.processes import Processes
-from mmpre.tokens import Picked, Row, pack
 
 CHUNK = 32  # rows encoded at a time
 

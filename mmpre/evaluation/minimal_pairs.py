@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmpre.batch import Picked, Row, pack
 from mmpre.evaluation.cards import CardTask
 from mmpre.evaluation.features import CHUNK_TOKENS, role_of, tokenized
 from mmpre.evaluation.results import NotMeasured, Result, mean
@@ -20,7 +21,7 @@ from mmpre.modality import Reader
 from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
 from mmpre.recipe import Recipe
-from mmpre.tokens import Picked, Row, Tokens, pack
+from mmpre.tokens import Tokens
 
 ROWS = 500  # pairs at most: a sentence of n tokens is read n times
 

@@ -11,12 +11,13 @@ from jaxtyping import Float, Int
 from scipy.stats import rankdata
 from torch import Tensor
 
+from mmpre.batch import Row, pack
 from mmpre.data.units import Units
 from mmpre.evaluation.reconstruction import made_rows
 from mmpre.evaluation.results import Result, statistic
 from mmpre.objectives.one_pass import OnePass, Predict
 from mmpre.processes.processes import Processes
-from mmpre.tokens import Row, Tokens, pack
+from mmpre.tokens import Tokens
 from mmpre.view import View
 
 CHUNK = 64  # rows encoded at a time

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mmpre.batch import Picked, Row, pack
 from mmpre.data.sample import Sample
 from mmpre.data.units import Units
 from mmpre.draw import Draw
@@ -17,7 +18,6 @@ from mmpre.heads.protocol import Head
 from mmpre.modality import Reader
 from mmpre.network import Network
 from mmpre.processes.processes import Processes
-from mmpre.tokens import Picked, Row, pack
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mmpre.batch import Row, pack
 from mmpre.data.sample import BadMember
 from mmpre.data.shards import CorruptSample
 from mmpre.data.units import Units
@@ -13,7 +14,6 @@ from mmpre.evaluation.results import Result, mean
 from mmpre.modality import Reader
 from mmpre.objectives.protocol import Objective
 from mmpre.processes.processes import Processes
-from mmpre.tokens import Row, pack
 from mmpre.view import View
 
 

@@ -13,7 +13,8 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmpre.tokens import Batch, Tokens
+from mmpre.batch import Batch
+from mmpre.tokens import Tokens
 
 BEST = 5
 

@@ -5,8 +5,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mmpre.batch import Batch
 from mmpre.network import Network
-from mmpre.tokens import Batch
 
 
 class First(nn.Module):

@@ -6,9 +6,9 @@ from dataclasses import replace
 from jaxtyping import Int
 from torch import Tensor
 
+from mmpre.batch import Batch, Picked
 from mmpre.draw import Draw
 from mmpre.masking.protocol import Corruption
-from mmpre.tokens import Batch, Picked
 
 
 def hide(batch: Batch, pick: str, role: str, index_M: Int[Tensor, "M"], corruption: Corruption, draw: Draw) -> Batch:

@@ -9,10 +9,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmpre.attention import Attend, Full
+from mmpre.batch import Batch
 from mmpre.draw import Draw
+from mmpre.layout import Layout
 from mmpre.network import Network
 from mmpre.objectives.loss import Loss, Term
-from mmpre.tokens import Batch, Layout
 
 
 class Among(nn.Module):

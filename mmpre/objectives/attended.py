@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpre.attention.backends import received
+from mmpre.batch import Batch
 from mmpre.draw import Draw
 from mmpre.heads.guess import Guess
 from mmpre.masking.on_device import hide
@@ -15,7 +16,6 @@ from mmpre.masking.weighted import draw_weighted
 from mmpre.modality import Reader
 from mmpre.objectives.loss import Loss, Term
 from mmpre.objectives.one_pass import OnePass
-from mmpre.tokens import Batch
 
 
 class Attended(nn.Module):

@@ -8,14 +8,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mmpre.attention import Attend, Full
+from mmpre.batch import Batch, Picked
 from mmpre.blocks import Encoder
 from mmpre.draw import Draw
 from mmpre.heads.guess import Guess, Guesses
 from mmpre.heads.protocol import Head
+from mmpre.layout import Layout
 from mmpre.modality import Reader
 from mmpre.network import Network
 from mmpre.objectives.loss import Loss, Term
-from mmpre.tokens import Batch, Layout, Picked, Tokens
+from mmpre.tokens import Tokens
 
 
 class Autoencode(nn.Module):

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mmpre.batch import Views
 from mmpre.draw import Draw
 from mmpre.heads.pool import Tower
 from mmpre.modality import Reader
 from mmpre.objectives.loss import Loss, Term
-from mmpre.tokens import Views
 
 
 class Pairing(Protocol):

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mmpre.batch import Batch
 from mmpre.draw import Draw
 from mmpre.heads.guess import Guess
 from mmpre.heads.vocabulary import Vocabulary
@@ -20,7 +21,6 @@ from mmpre.merging_encoder import Merged, MergingEncoder
 from mmpre.modality import Reader
 from mmpre.network import Network
 from mmpre.objectives.loss import Loss, Term
-from mmpre.tokens import Batch
 
 LONGEST = 4  # tokens in one: how many merged tokens hold so many is logged, those of more together with these
 

@@ -10,16 +10,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mmpre.batch import Batch
 from mmpre.draw import Draw
 from mmpre.heads.guess import Guess, Guesses
 from mmpre.heads.matching import Matching
 from mmpre.heads.protocol import Head
 from mmpre.labels import NONE
+from mmpre.layout import Layout
 from mmpre.modality import Reader
 from mmpre.network import Network
 from mmpre.objectives.loss import Loss, Term
 from mmpre.objectives.transport import DEFAULT, IPOT, distances, transport
-from mmpre.tokens import Batch, Layout
 
 
 @runtime_checkable

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from mmpre.batch import Batch, Picked
 from mmpre.draw import Draw
 from mmpre.gumbel import Chosen, GumbelCodes, perplexity
 from mmpre.modality import Reader
 from mmpre.network import Network
 from mmpre.objectives.loss import Loss, Term
-from mmpre.tokens import Batch, Picked
 
 
 @dataclass(frozen=True)

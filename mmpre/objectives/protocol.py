@@ -5,10 +5,10 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from mmpre.batch import Batch, Views
 from mmpre.draw import Draw
 from mmpre.modality import Reader
 from mmpre.objectives.loss import Loss
-from mmpre.tokens import Batch, Views
 
 
 class Objective(Protocol):

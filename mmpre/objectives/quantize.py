@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mmpre.attention import Attend, Full
+from mmpre.batch import Batch, Picked
 from mmpre.blocks import Encoder
 from mmpre.codes import Coder
 from mmpre.draw import Draw
@@ -14,7 +15,7 @@ from mmpre.heads.guess import Guess, Guesses
 from mmpre.heads.protocol import Head
 from mmpre.modality import Reader
 from mmpre.objectives.loss import Loss, Term
-from mmpre.tokens import Batch, Picked, Tokens
+from mmpre.tokens import Tokens
 
 
 class Quantize(nn.Module):

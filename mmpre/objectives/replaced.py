@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from mmpre.batch import Batch
 from mmpre.draw import Draw
 from mmpre.heads.guess import Guess
 from mmpre.heads.score import Score
@@ -21,7 +22,6 @@ from mmpre.modality import Reader
 from mmpre.network import Network
 from mmpre.objectives.loss import Loss, Term
 from mmpre.objectives.one_pass import OnePass, Predict
-from mmpre.tokens import Batch
 
 
 class Sampled(nn.Module):

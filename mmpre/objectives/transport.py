@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mmpre.tokens import Layout
+from mmpre.layout import Layout
 
 NORM_EPS = 1e-5
 

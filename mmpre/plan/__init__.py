@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmpre.batch import Batch, Views
 from mmpre.data.loader import MicroBatch, MicroBatches, Slot, check_world
 from mmpre.data.mixture import Mixture
 from mmpre.data.shards import shard_writer
@@ -25,7 +26,6 @@ from mmpre.plan.trace import FULL, trace, without_weights
 from mmpre.plugins import find_recipe
 from mmpre.recipe import Recipe, Stage, Task
 from mmpre.runs.run import build, open_sources, open_units
-from mmpre.tokens import Batch, Views
 from mmpre.training.sharded import blocks_alone
 
 MADE = 16  # samples, each drawn anew as often as it is taken

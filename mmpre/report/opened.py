@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from mmpre.batch import Batch, Row, pack
 from mmpre.data.mixture import sources
 from mmpre.data.sample import BadMember, Sample
 from mmpre.data.shards import CorruptSample
@@ -24,7 +25,6 @@ from mmpre.runs.record_check import RunError
 from mmpre.runs.run import load, open_units
 from mmpre.strict_json import JSONError
 from mmpre.strict_json import read as read_json
-from mmpre.tokens import Batch, Row, pack
 from mmpre.view import View
 
 log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from mmpre.batch import Row, Views
 from mmpre.data.sample import BadMember, Sample
 from mmpre.data.shards import CorruptSample
 from mmpre.draw import Draw
@@ -17,7 +18,6 @@ from mmpre.objectives.contrast import Contrast
 from mmpre.recipe import Task
 from mmpre.report.drawing import Drawn, in_little
 from mmpre.report.opened import Opened, Shown
-from mmpre.tokens import Row, Views
 from mmpre.view import View
 
 QUERIES, BEST = 4, 4

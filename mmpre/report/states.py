@@ -13,13 +13,13 @@ from jaxtyping import Float
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
+from mmpre.batch import Row
 from mmpre.data.sample import Sample
 from mmpre.evaluation.cards import CardError, CardTask
 from mmpre.evaluation.suite import card_tasks
 from mmpre.network import Network
 from mmpre.report.opened import Opened, Shown
 from mmpre.report.retrieval import BEST, QUERIES, Found, Retrieved, drawings
-from mmpre.tokens import Row
 from mmpre.view import View
 
 log = logging.getLogger(__name__)

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mmpre.layout import Layout
 from mmpre.objectives.one_pass import OnePass
 from mmpre.report.drawing import Drawn, boxes, draw, letters
 from mmpre.report.opened import Opened, Shown
 from mmpre.show import Says
-from mmpre.tokens import Layout
 from mmpre.view import View
 
 ROWS = 2

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from mmpre.batch import Batch, Row, pack
 from mmpre.codes import Coder
 from mmpre.data.sample import Sample
 from mmpre.draw import Draw
@@ -17,7 +18,6 @@ from mmpre.modality import Reader
 from mmpre.network import Network
 from mmpre.processes.processes import Processes
 from mmpre.runs.run import load
-from mmpre.tokens import Batch, Row, pack
 from mmpre.view import View
 
 

@@ -9,8 +9,8 @@ from mmpre.attention import Attend, Plan
 from mmpre.attention.backends import attend
 from mmpre.attention.bias import Bias, Disentangled, LogBuckets, Rotary
 from mmpre.dropout import DropHeads, Dropout
+from mmpre.layout import Layout
 from mmpre.sublayers.protocol import Places, narrowed
-from mmpre.tokens import Layout
 
 
 class Attention(nn.Module):

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmpre.attention import Plan
+from mmpre.layout import Layout
 from mmpre.sublayers.protocol import Places, narrowed
-from mmpre.tokens import Layout
 
 
 class Convolution(nn.Module):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from mmpre.attention import Plan
 from mmpre.dropout import Dropout
+from mmpre.layout import Layout
 from mmpre.sublayers.protocol import Places, narrowed
-from mmpre.tokens import Layout
 
 Activation = Callable[[Tensor], Tensor]
 

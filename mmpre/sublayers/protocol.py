@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmpre.attention import Plan
-from mmpre.tokens import Layout
+from mmpre.layout import Layout
 
 Places = Int[Tensor, "M"] | None
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from mmpre.attention import Plan
 from mmpre.dropout import Dropout, keep_like
+from mmpre.layout import Layout
 from mmpre.sublayers.protocol import Places, Sublayer, narrowed
-from mmpre.tokens import Layout
 
 
 class _Residual(nn.Module):

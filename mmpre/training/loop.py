@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mmpre.batch import Batch, Views
 from mmpre.data.ledger import Hole
 from mmpre.data.loader import MicroBatch
 from mmpre.draw import Draw
@@ -24,7 +25,6 @@ from mmpre.objectives.loss import Loss
 from mmpre.objectives.protocol import InBatch, Objective
 from mmpre.processes.processes import Processes
 from mmpre.recipe import Stage, Task
-from mmpre.tokens import Batch, Views
 from mmpre.training.average import Average
 from mmpre.training.gradients import Gradients, Summed, total_norm
 from mmpre.training.guard import SpikeGuard, blame, not_finite

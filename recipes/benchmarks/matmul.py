@@ -19,13 +19,13 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from mmpre.batch import Batch
 from mmpre.benchmark import Comparison, Settings, Turn
 from mmpre.data.loader import load, slots
 from mmpre.recipes.benchmarks import bert
 from mmpre.recipes.benchmarks.bert import Case
 from mmpre.recipes.benchmarks.harness import peak_bytes, serve, take_turns, timed
 from mmpre.recipes.benchmarks.texts import find_texts, tokenizer_of
-from mmpre.tokens import Batch
 
 description = "the share of the machine's own matmul rate that a training step of BERT 12 x 768 reaches"
 

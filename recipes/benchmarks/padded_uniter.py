@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from mmpre.batch import Batch, Picked
 from mmpre.data.loader import MicroBatch, Slot
 from mmpre.draw import Draw
 from mmpre.heads.matching import Matching
@@ -21,7 +22,7 @@ from mmpre.heads.region import ClassScores, RegionClassKL, RegionFeature
 from mmpre.heads.vocabulary import Vocabulary
 from mmpre.objectives.loss import Loss
 from mmpre.objectives.one_pass import Align, Match, Predict, Readout
-from mmpre.tokens import Batch, Picked, Ragged, Tokens
+from mmpre.tokens import Ragged, Tokens
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from mmpre.batch import Row, pack
 from mmpre.benchmark import Comparison, Settings, Turn
 from mmpre.data.index import open_shards
 from mmpre.data.loader import MicroBatch, MicroBatches, Slot, load, slots
@@ -33,7 +34,6 @@ from mmpre.recipe import Recipe, Task
 from mmpre.recipes.benchmarks.harness import quantiles, serve, take_turns, timed
 from mmpre.recipes.benchmarks.pairs import write_pairs
 from mmpre.recipes.uniter import uniter
-from mmpre.tokens import Row, pack
 from mmpre.training.loop import Context
 from mmpre.training.loop import steps as train_steps
 from mmpre.view import View

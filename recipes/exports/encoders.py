@@ -10,13 +10,14 @@ import transformers
 from torch import nn
 
 from mmpre.attention import Full
+from mmpre.batch import Batch, Row, pack
 from mmpre.blocks import Encoder
 from mmpre.masking.protocol import untouched
 from mmpre.recipe import Recipe
 from mmpre.sublayers.attention import Attention
 from mmpre.sublayers.feed_forward import FeedForward
 from mmpre.sublayers.residual import PostNorm, PreNorm
-from mmpre.tokens import Batch, Row, Tokens, pack
+from mmpre.tokens import Tokens
 
 LIMIT = 1e-5  # largest difference between states in float32
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmpre.attention import Full
 from mmpre.attention.by_tokens import Roles
+from mmpre.batch import Batch, Row, pack
 from mmpre.blocks import Block, Encoder
 from mmpre.exchange.export import Check
 from mmpre.exchange.imports import HeadKind, heads_of
@@ -29,7 +30,7 @@ from mmpre.recipes.imports.lxmert import EMBEDDINGS, HEADS, REGIONS, layers
 from mmpre.sublayers.attention import Attention
 from mmpre.sublayers.by_role import ByRole
 from mmpre.sublayers.residual import PostNorm
-from mmpre.tokens import Batch, Row, Tokens, pack
+from mmpre.tokens import Tokens
 
 ROLES = ("text", "image")
 LOST = {  # what a run may have left out, and how the class is told so

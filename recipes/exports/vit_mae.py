@@ -8,6 +8,7 @@ import transformers
 from torch import Tensor
 
 from mmpre.attention import Full
+from mmpre.batch import Picked, Row, pack
 from mmpre.draw import Draw
 from mmpre.exchange.export import Check
 from mmpre.exchange.imports import Source
@@ -31,7 +32,7 @@ from mmpre.recipes.exports.vit import (
 )
 from mmpre.recipes.imports.vit import LAYER, layers
 from mmpre.sublayers.residual import PreNorm
-from mmpre.tokens import Picked, Row, Tokens, pack
+from mmpre.tokens import Tokens
 
 OUTER: Table = {
     **linear("narrow", "decoder.decoder_embed"),

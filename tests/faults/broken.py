@@ -15,6 +15,7 @@ import torch
 from tones import NextPitch, ToneReader, Tones
 from torch import Tensor, nn
 
+from mmpre.batch import Batch
 from mmpre.draw import Draw
 from mmpre.encoder import bert_encoder
 from mmpre.masking.corrupt import HideAll
@@ -25,7 +26,7 @@ from mmpre.objectives.one_pass import OnePass, Predict
 from mmpre.recipe import Recipe, Stage, Task
 from mmpre.runs import checkpoint, leg
 from mmpre.schedules import Linear
-from mmpre.tokens import Batch, Tokens
+from mmpre.tokens import Tokens
 from mmpre.training.optim import AdamW
 from mmpre.view import View
 
