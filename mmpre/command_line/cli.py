@@ -81,13 +81,17 @@ class _Printable(logging.Formatter):
 
 
 def _command(words: list[str]) -> tuple[Callable[[list[str]], int | None], list[str]]:
-    from mmpre.command_line import commands
-
-    table = commands.DATA if words[0] == "data" else commands.TOP
     if words[0] == "data":
+        from mmpre.command_line import commands_data
+
+        table = commands_data.DATA
         words = words[1:] or ["--help"]
         if words[0] in ("-h", "--help"):
             return (lambda rest: print(HELP)), []
+    else:
+        from mmpre.command_line import commands
+
+        table = commands.TOP
     if words[0] not in table:
         from difflib import get_close_matches
 

@@ -1,13 +1,13 @@
 """The commands that look ahead of a run and carry it away. Heavy imports stand inside the functions."""
 
-import dataclasses
-import json as json_
 import re
 import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 import tyro
+
+from mmpre.command_line.shared import as_json
 
 Run = tyro.conf.Positional[str]
 
@@ -28,7 +28,7 @@ def export(rest: list[str]) -> None:
         from mmpre.exchange.export import export as export_run
 
         told = export_run(run, out, to=to, best=best)
-        print(json_.dumps(dataclasses.asdict(told), indent=2, default=str) if json else "\n  ".join(told.lines()))
+        print(as_json(told) if json else "\n  ".join(told.lines()))
 
     tyro.cli(go, args=rest, prog="mmpre export")
 
@@ -66,7 +66,7 @@ def embed(rest: list[str]) -> None:
             processes=processes, threads=threads, max_holes=max_holes,
         )  # fmt: skip
         if json:
-            print(json_.dumps(told, indent=2))
+            print(as_json(told))
             return
         causes = ", ".join(f"{cause}: {count}" for cause, count in told["holes"].items())
         holes = f"; {sum(told['holes'].values())} are holes ({causes}), named in {told['named_in']}" if causes else ""
@@ -90,7 +90,7 @@ def plan(rest: list[str]) -> None:
     from mmpre.plugins import find_recipe
 
     found = find_recipe(rest[0])
-    as_json = "--json" in rest
+    for_programs = "--json" in rest
     scale, flags = take([word for word in rest[1:] if word != "--json"], "--scale")
     about = re.sub(r"\n+(?=\S)", "\n\n", found.doc.strip())
     kind = recipe_class(found, scale, PlanOptions, out=False)
@@ -99,7 +99,7 @@ def plan(rest: list[str]) -> None:
     options = PlanOptions(**given)
     recipe = found.path if found.is_file else found.name
     told = plan_recipe(recipe, scale=scale, options=options, **changed(numbers, found.defaults(scale)))
-    print(json_.dumps(told, indent=2) if as_json else "\n".join(lines(told, options)))
+    print(as_json(told) if for_programs else "\n".join(lines(told, options)))
 
 
 def claim(rest: list[str]) -> None:
@@ -131,6 +131,6 @@ def claim(rest: list[str]) -> None:
             options=ClaimOptions(**given), **changed(numbers, found.defaults(scale)),
         )  # fmt: skip
     if given["json"]:
-        print(json_.dumps(told, indent=2))
+        print(as_json(told))
     else:
         Console(width=None if sys.stdout.isatty() else 160).print(table(told))
