@@ -57,3 +57,21 @@ print("heavy:", heavy)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "heavy: []" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "LAMB"])
+def test_a_step_of_an_optimizer_does_not_import_torchs_compiler(optimizer):
+    code = f"""
+import sys, torch
+from mmpre.schedules import Constant
+from mmpre.training.optim import {optimizer}
+weight = torch.nn.Parameter(torch.ones(2, 2))
+made = {optimizer}(lr=0.1, schedule=Constant()).build([("weight", weight)])
+weight.sum().backward()
+made.step()
+made.zero_grad()
+made.load_state_dict(made.state_dict())
+print("compiler:", "torch._dynamo" in sys.modules, weight[0, 0].item() < 1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "compiler: False True" in done.stdout, done.stderr

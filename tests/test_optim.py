@@ -65,6 +65,12 @@ def test_lamb_is_the_papers_algorithm_and_timms():
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 
 
+def test_adamw_is_torchs_fused_one_bit_for_bit():
+    ours = trained(AdamW(lr=0.02, schedule=FLAT, betas=(0.9, 0.98), weight_decay=0.1, decay_vectors=True))
+    theirs = trained(lambda p: torch.optim.AdamW(p, lr=0.02, betas=(0.9, 0.98), weight_decay=0.1, fused=True))
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
 def test_adam_without_bias_correction_is_that_of_berts_authors():
     lr, betas, eps, decay = 5e-2, (0.9, 0.999), 1e-6, 0.01
     ours = trained(AdamW(lr=lr, schedule=FLAT, betas=betas, eps=eps, weight_decay=decay, bias_correction=False), 20)

@@ -163,14 +163,15 @@ def _groups(q_NHK: Tensor, k_MHK: Tensor, v_MHK: Tensor, plan: Plan, bias: Bias 
     causal = bias is None and plan.counts_M is None and plan.rule == CAUSAL  # the kernel's own, without a mask
     y = []
     for i, ((rows, _, _), *qkv) in enumerate(zip(plan.groups, *_split(plan, q_NHK, k_MHK, v_MHK), strict=True)):
-        q_gHnK, k_gHmK, v_gHmK = (rearrange(x, "(g t) h k -> g h t k", g=rows) for x in qkv)
+        # views, not einops: with many short rows its lookups take as long as the kernel
+        q_gHnK, k_gHmK, v_gHmK = (x.unflatten(0, (rows, -1)).transpose(1, 2) for x in qkv)
         mask = None if causal else plan.masks[i]
         if (added := _added(bias, q_gHnK, k_gHmK, plan, i)) is not None:
             mask = added if mask is None else torch.where(mask, added, -torch.inf)
         y_gHnK = F.scaled_dot_product_attention(
             q_gHnK, k_gHmK, v_gHmK, attn_mask=mask, dropout_p=dropout, is_causal=causal
         )
-        y.append(rearrange(y_gHnK, "g h t k -> (g t) h k"))
+        y.append(y_gHnK.transpose(1, 2).flatten(0, 1))
     return y[0] if len(y) == 1 else torch.cat(y)
 
 

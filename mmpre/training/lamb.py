@@ -11,6 +11,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from mmpre.training.uncompiled import spare_compiler
+
 
 class Lamb(torch.optim.Optimizer):
     """Groups may say otherwise: without `adapt` nothing is scaled, so the step is Adam's; without `correct` the moments
@@ -20,6 +22,7 @@ class Lamb(torch.optim.Optimizer):
         self, groups: Iterable[dict], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0
     ) -> None:
         defaults = {"adapt": True, "correct": True}
+        spare_compiler()
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, **defaults})
 
     @torch.no_grad()

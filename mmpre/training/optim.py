@@ -10,6 +10,7 @@ from torch import nn
 
 from mmpre.schedules import Schedule
 from mmpre.training.lamb import Lamb
+from mmpre.training.uncompiled import FusedAdamW
 
 
 class Optimizer(Protocol):
@@ -135,7 +136,7 @@ class AdamW(_Adaptive):
         if not self.bias_correction:
             groups = [group | {"adapt": False, "correct": False} for group in groups]
             return Lamb(groups, lr=self.lr, betas=self.betas, eps=self.eps)
-        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+        return FusedAdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps)
 
 
 @dataclass(frozen=True, kw_only=True)
