@@ -10,7 +10,7 @@ help:
 	@echo "make demo        set everything up and pretrain UNITER on real pictures (about 10 minutes)"
 	@echo "make test        set everything up, check the style and run the tests"
 	@echo "make bench       speed, side by side with what people use today"
-	@echo "make scoreboard  break it in every way we know and print what came of it (about 40 minutes)"
+	@echo "make scoreboard  break it in every way we know and print what came of it (about 25 minutes)"
 	@echo "make clean       remove .venv"
 
 demo: .venv/demo.stamp
@@ -24,7 +24,7 @@ lint: .venv/test.stamp
 	$(BIN)/ruff format --check .
 
 bench: .venv/test.stamp
-	$(BIN)/mmpre bench
+	$(BIN)/mmpre bench --fetch
 
 scoreboard: .venv/test.stamp
 	$(BIN)/python -m tests.faults.scoreboard

@@ -202,9 +202,13 @@ def test_a_card_that_cannot_be_used_and_a_run_without_checkpoint_are_told(run, t
     (folder / "card.json").write_text(json.dumps({"name": "x", "tasks": [TASKS[0] | {"colour": 1}]}))
     with pytest.raises(CardError, match=r"task 0 has colour; known: .*'about'"):
         card_tasks(folder)
-    (folder / "card.json").write_text("{}")
-    with pytest.raises(CardError, match=r"names no tasks .* build the data set again, or add them"):
+    (folder / "card.json").write_text("[]")
+    with pytest.raises(CardError, match=r"is no card .* build the data set again, or mend it"):
         card_tasks(folder)
+    (folder / "card.json").write_text('{"counts": {"train": 60}}')  # what was packed, not built
+    assert card_tasks(folder) == []
+    with pytest.raises(RunError, match=r"no task on the cards of .*wrong; add some, or name other sets"):
+        evaluate(run, sets=[folder])
     assert card_beside((str(run.parent / "grey" / "train"),)) == run.parent / "grey"
     empty = shutil.copytree(run, tmp_path / "empty")
     shutil.rmtree(empty / "checkpoints")

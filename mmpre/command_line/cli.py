@@ -11,7 +11,7 @@ HELP = """\
 mmpre: pretrain an encoder on unlabelled data of any modality
 
   mmpre list                         recipes, modalities and data sets that are installed
-  mmpre plan RECIPE                  parameters, FLOPs, memory and time, with no data and no GPU
+  mmpre plan RECIPE                  parameters, FLOPs, memory (and time, for a device's --flops), with no data
   mmpre train RECIPE [--scale tiny]  pretrain; RECIPE is a name or a .py file; RECIPE --help lists its numbers
   mmpre resume RUN                   go on with a run that was stopped or killed
   mmpre replay RUN --step N          do a step again and compare it with the log

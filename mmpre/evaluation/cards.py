@@ -95,12 +95,15 @@ class CardTask(EvalTask):
 
 
 def read_card(folder: Path, kinds: tuple[str, ...]) -> list[CardTask]:
-    """The tasks of `folder`/card.json. Raises CardError for a task whose kind or fields are not known or not usable."""
+    """The tasks of `folder`/card.json, if it names any.
+
+    Raises CardError for a card that cannot be read, and for a task whose kind or fields are not known or not usable.
+    """
     try:
         card = read_json(folder / CARD)
-        told, name = card["tasks"], card["name"]
-    except (JSONError, OSError, KeyError, TypeError) as e:
-        raise CardError(f"{folder / CARD} names no tasks ({e!r}); build the data set again, or add them") from None
+        told, name = card.get("tasks", []), card.get("name", folder.name)
+    except (JSONError, OSError, AttributeError) as e:
+        raise CardError(f"{folder / CARD} is no card ({e!r}); build the data set again, or mend it") from None
     if not isinstance(told, list) or not isinstance(name, str):
         raise CardError(f"{folder / CARD}: name must be a text and tasks a list, got {name!r:.40} and {told!r:.40}")
     tasks = []

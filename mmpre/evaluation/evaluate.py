@@ -70,8 +70,9 @@ def evaluate(
     }  # fmt: skip
     networks = {"trained": opened.recipe} | ({"untrained": opened.untrained()} if untrained else {})
     tasks = [task for folder in cards for task in card_tasks(folder) if kinds is None or task.kind in kinds]
-    if kinds and not tasks:
-        raise RunError(f"{run}: no task of kind {' or '.join(kinds)} on the cards of {', '.join(map(str, cards))}")
+    if (kinds or (sets and kinds is None)) and not tasks:
+        wanted = f"task of kind {' or '.join(kinds)}" if kinds else "task"
+        raise RunError(f"{run}: no {wanted} on the cards of {', '.join(map(str, cards))}; add some, or name other sets")
     found: dict[str, dict[str, Result]] = {}
     for name, recipe in networks.items():
         answer[name] = measure_recipe(opened, recipe, urls, sidecar, rows) if urls else {"tasks": {}, "rows": 0}

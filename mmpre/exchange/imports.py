@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from mmpre.attention import Attend
-from mmpre.encoder import Attention, Convolution, PreNorm
 from mmpre.network import Network
 from mmpre.plugins import survey
 from mmpre.runs.starts import FromRun, Start, part
 from mmpre.strict_json import JSONError
 from mmpre.strict_json import read as read_json
+from mmpre.sublayers.attention import Attention
+from mmpre.sublayers.convolution import Convolution
+from mmpre.sublayers.residual import PreNorm
 
 SHOWN = 8  # names in a message at most
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from mmpre.encoder import Encoder
+from mmpre.blocks import Encoder
 from mmpre.processes.processes import Processes
 from mmpre.training.gradients import Root, is_split, sum_flat
 
