@@ -44,6 +44,12 @@ class _Windows:
     def windowed(self) -> bool:
         return self.audio.windowed
 
+    def tokens_in(self, ms: float) -> int:
+        """How many tokens begin within so many milliseconds, at least one: a span's length, as masks count it."""
+        if not ms > 0:
+            raise ValueError(f"tokens_in: wanted more than 0 ms, got {ms}; a hidden span of 200 ms is usual")
+        return max(1, round(ms / self.token_ms))
+
     def windows(self, sample: Sample) -> list[int]:
         """How many tokens each window of a recording has."""
         return [self.tokens_of(samples) for samples in self.audio.lengths(sample)]

@@ -10,7 +10,7 @@ Follows  the authors' code (airsplay/lxmert): one attention that both sides shar
 Differs  rows have as many regions and words as there are (theirs: 36, and 20 with padding); a hidden word's random
          stand-in is no special token; random features of one row come from one other picture; tables of positions and
          types learn their first rows too, which the authors' code freezes by its padding index; steps are 20 epochs of
-         9.18 million pairs, a number of the paper's that was not checked; weights of heads start like all others; a question is a
+         9.18 million pairs (not checked against the paper); weights of heads start like all others; a question is a
          member of a picture's sample, shown in place of its caption for `ask` of the rows (theirs: a third of all
          sentences are questions); bytes unless a tokenizer is given (theirs: 30,522 word pieces)
 Expect   not run at paper scale; on collages, detector and people are stood in for: boxes and names are true, the

@@ -5,10 +5,10 @@ Paper    Liu et al. 2021, "Fast, Effective, and Self-Supervised: Transforming Ma
 Follows  the authors' code (cambridgeltl/mirror-bert): no projection head; each text twice, one of the two with 5
          neighbouring characters in place of which a mask stands; NT-Xent over cosines, so that negatives come from both
          sides; AdamW at a constant rate, decay on everything, no warm-up, no clipping; dropout, or dropped heads
-Differs  the mean is taken of a text's own pieces alone (the authors' `mean_std` takes in [CLS], [SEP] and [MASK], and
-         their `mean` padding up to 50 places as well, and changes with it); the characters are erased where they were
-         drawn (theirs: at their first occurrence); one that lost all heads keeps them (theirs: division by 0);
-         deduplicate the texts: equal ones of a step are pushed apart
+Differs  the mean is taken of a text's own pieces alone, or with `--pool mean_std` of [CLS], [SEP] and [MASK] as well
+         (the authors' `mean` takes in padding up to 50 places, and changes with it: there is none here); the characters
+         are erased where they were drawn (theirs: at their first occurrence); one that lost all heads keeps them
+         (theirs: division by 0); deduplicate the texts: equal ones of a step are pushed apart
 Expect   not run at paper scale
 Run      mmpre train mirror_bert --scale tiny --start runs/bert --data "text/*.tar"
 """
@@ -44,7 +44,8 @@ def mirror_bert(
     positions: int = 512,  # rows of the position table, as many as the start has
     erase: int = 5,  # characters that the second view lacks; 0 for none
     least: int = 30,  # texts of fewer characters stay whole
-    pool: Literal["mean", "first"] = "mean",  # what makes one vector: the mean of the pieces, or the state of [CLS]
+    pool: Literal["mean", "mean_std", "first"] = "mean",  # one vector: the mean of the pieces; that with [CLS], [SEP]
+    # and masks, which the authors call mean_std; or the state of [CLS]
     temperature: float = 0.04,  # that cosines are divided by
     dropout: float = 0.1,  # everywhere
     head_dropout: float = 0.0,  # chance of a head to be left out of a row; the paper's other way, with a dropout of 0
@@ -63,7 +64,7 @@ def mirror_bert(
         width, depth, heads, dropout=dropout, attention_dropout=dropout, head_dropout=head_dropout
     )  # fmt: skip
     net = Network({"text": text}, encoder)
-    tower = Tower(net, Mean("text") if pool == "mean" else First("text"))
+    tower = Tower(net, First("text") if pool == "first" else Mean("text", special=pool == "mean_std"))
     erased = View(readers={"text": ErasedText(reader, erase, least)}) if erase else View()
     starts = [start_of(start)] if start else []
     task = Task(

@@ -10,8 +10,7 @@ Differs  weights start at random (theirs: Video Swin of Kinetics, BERT); codes b
          encoder of DALL-E); all sources mixed (theirs: one after the other within an epoch); eight processes are taken
          for granted in `batch`; 15 percent of a row's own tokens are drawn where attention says (theirs: of a row
          padded to 32 words); the target of a hidden patch is its own code (theirs, in blocks: its left neighbour's, by
-         an index that forgets [CLS]); vectors are not decayed; the arms "MVM on pixels" and "random masks only" are
-         left out
+         an index that forgets [CLS])
 Expect   not run at paper scale
 Run      mmpre train visual_tokens --scale tiny --codes 256 --clip 4 --side-px 32 --framing whole --data moving/train
            --out codes
@@ -20,6 +19,8 @@ Run      mmpre train visual_tokens --scale tiny --codes 256 --clip 4 --side-px 3
          mmpre train violet --scale tiny --data moving/train --sidecar train-codes --tokenizer words.json
            --valid moving/valid --valid-sidecar valid-codes
 """
+
+from typing import Literal
 
 from torch import nn
 
@@ -30,6 +31,7 @@ from mmpre.encoder import bert_encoder
 from mmpre.evaluation.hidden import HiddenTokens
 from mmpre.evaluation.hidden_words import HiddenWords
 from mmpre.evaluation.retrieval import PairRetrieval
+from mmpre.heads.pixels import Pixels
 from mmpre.heads.vocabulary import Vocabulary
 from mmpre.masking.corrupt import HideAll
 from mmpre.masking.grid import Blocks
@@ -67,17 +69,19 @@ def violet(
     ordered: bool = True,  # ablation: frames one by one through the Swin, and their mean in place of each
     length: int = 32,  # tokens of a caption at most, [CLS] and [SEP] included
     positions: int = 512,  # rows of the table of positions in a caption
+    predict: Literal["codes", "pixels"] = "codes",  # of hidden patches: their codes, or what they show
     codes: int = 8_192,  # that a patch may have
     hide: float = 0.15,  # chance of a word to be predicted
-    attended: float = 0.5,  # chance of a row to have hidden what is attended to; 0 leaves all rows to blocks
-    mvm: float = 1.0,  # weight of predicting hidden patches' codes; 0 leaves it out, but hides them all the same
+    attended: float = 0.5,  # chance of a row to have hidden what is attended to
+    blocks: bool = True,  # in other rows hidden patches lie in blocks; ablation: by themselves, with the chance `hide`
+    mvm: float = 1.0,  # weight of predicting hidden patches; 0 leaves it out, but hides them all the same
     options: int = 4,  # captions that a clip's own is found among
     temperature: float = 0.05,  # of their scores
     batch: int = 96,  # rows in a step
     micro_batches: int = 8,  # parts of a step; what the number of processes must divide, and captions come from
     steps: int = 290_000,  # updates: 5 epochs of 5.5 million clips and pictures
     lr: float = 2e-5,  # all the time
-    decay: float = 1e-3,  # of weights
+    decay: float = 1e-3,  # of everything
     dropout: float = 0.1,  # everywhere but in the Swin
     valid_every: int = 5_000,  # steps
     pool: int = 100,  # clips among which one is looked for when it is evaluated
@@ -102,28 +106,34 @@ def violet(
 
     vtm = Among("video", "text", "text", nn.Sequential(*head(1)), options=options, temperature=temperature)
     mlm = Predict("word", Vocabulary(text.table), name="mlm")
-    table = nn.Embedding(codes, 2 * width)
-    nn.init.normal_(table.weight, std=0.02)
-    visual = Predict(
-        "patch", Vocabulary(table, field="code", transform=nn.Sequential(*head(0))), name="mvm", weight=mvm
-    )
+    if predict == "codes":
+        table = nn.Embedding(codes, 2 * width)
+        nn.init.normal_(table.weight, std=0.02)
+        told = Vocabulary(table, field="code", transform=nn.Sequential(*head(0)))
+    else:
+        shown = dict(normalise=False, absolute=True, transform=nn.Sequential(*head(0)))
+        told = Pixels(2 * width, 3 * patch_px**2, video.features, **shown)
+    visual = Predict("patch", told, name="mvm", weight=mvm)
     hiding = {"word": HideAll(), "patch": HideAll()}
     objective = OnePass(net, [mlm, visual] if mvm else [mlm], again=[vtm])
     if attended:
         objective = Attended(objective, hiding, share=hide, rows=attended)
-    coded, patches = {"video": WithCodes(reader, codes)} if mvm else {}, {"patch": Blocks(role="video")}
+    coded = {"video": WithCodes(reader, codes)} if mvm and predict == "codes" else {}
+    alone = RandomTokens(role="video", rate=hide, at_least_one=False)
+    patches = {"patch": Blocks(role="video") if blocks else alone}
     words_too = {"word": RandomTokens(role="text", rate=hide, at_least_one=False), **patches}
     view = View(readers=coded, picks=words_too, corruption=hiding)
     stage = Stage(
         tasks=[Task("violet", view, objective)], data=data, sidecar=sidecar or None, valid=valid,
         valid_sidecar=valid_sidecar or None, steps=steps, batch=batch, micro_batches=micro_batches,
-        optimizer=AdamW(lr=lr, betas=(0.9, 0.98), weight_decay=decay, schedule=Constant()), valid_every=valid_every,
+        optimizer=AdamW(lr=lr, betas=(0.9, 0.98), weight_decay=decay, decay_vectors=True, schedule=Constant()),
+        valid_every=valid_every,
     )  # fmt: skip
     retrieval = PairRetrieval(None, net.readers, item="video", rows=pool, between=lambda batch: vtm.between(net, batch))
     evaluations = [retrieval, HiddenWords(net, mlm.head, net.readers, words)]
-    if mvm:
-        shown = View(readers=coded, picks=patches, corruption=HideAll())
-        evaluations.append(HiddenTokens(net, visual.head, shown, name="hidden patches' codes"))
+    if coded:
+        hidden = View(readers=coded, picks=patches, corruption=HideAll())
+        evaluations.append(HiddenTokens(net, visual.head, hidden, name="hidden patches' codes"))
     return Recipe([stage], net, evaluations=evaluations)
 
 
@@ -140,6 +150,8 @@ claim = Claim(
     says="hidden words of motion are better known where clips' codes are predicted too, and where frames have an order",
     against={
         "no codes": Against(numbers={"mvm": 0.0}, measure=MOTION),
+        "pixels": Against(numbers={"predict": "pixels"}, measure=MOTION),
+        "random masks": Against(numbers={"attended": 0.0, "blocks": False}, measure=MOTION),
         "mean frame": Against(numbers={"ordered": False}, measure=MOTION),
     },
     quick=dict(channels=16, depth=2, steps=300, pool=20),

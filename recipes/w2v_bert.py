@@ -45,7 +45,7 @@ def w2v_bert(
     kernel: int = 5,  # of the layers' convolutions
     causal: bool = False,  # whether these look back alone
     start: float = 0.065,  # chance of a token to start a span that is hidden
-    span: int = 10,  # tokens of a span
+    span_ms: float = 400.0,  # milliseconds of a span
     codes: int = 1_024,  # in a codebook
     values: int = 1_024,  # of a code, all codebooks together
     groups: int = 1,  # codebooks
@@ -79,7 +79,8 @@ def w2v_bert(
         net, "span", book, tap=depth, width=width, compare=compare, distractors=distractors, kappa=kappa,
         contrast=contrast, diversity=diversity, predict=predict, through=through,
     )  # fmt: skip
-    spans = StartedSpans(role="speech", chance=start, length=span, at_least=2)  # two leave each a distractor
+    length = reader.tokens_in(span_ms)
+    spans = StartedSpans(role="speech", chance=start, length=length, at_least=2)  # two leave each a distractor
     view = View(picks={"span": spans}, corruption=HideAll())
     stage = Stage(
         tasks=[Task("w2v_bert", view, objective)], data=data, valid=valid, steps=steps, batch=batch,
@@ -91,14 +92,15 @@ def w2v_bert(
 
 scales = {
     "tiny": dict(  # as v2
-        seconds=6.0, stack=2, channels=(), noise=0.0, width=128, depth=2, more_depth=2, heads=4, kernel=15, causal=True,
-        codes=64, values=64, compare=64, distractors=50, batch=32, micro_batches=1, steps=1_000, warmup=50, lr=1e-3,
-        clip=1.0, valid_every=250,
+        seconds=6.0, stack=2, channels=(), noise=0.0, span_ms=200.0, width=128, depth=2, more_depth=2, heads=4,
+        kernel=15, causal=True, codes=64, values=64, compare=64, distractors=50, batch=32, micro_batches=1, steps=1_000,
+        warmup=50, lr=1e-3, clip=1.0, valid_every=250,
     ),
     "base": {},  # the paper's XL
     "xxl": dict(more_depth=30),
     "v2": dict(
-        stack=2, channels=(), noise=0.0, depth=8, more_depth=16, heads=16, kernel=31, causal=True, compare=768,
+        stack=2, channels=(), noise=0.0, span_ms=200.0, depth=8, more_depth=16, heads=16, kernel=31, causal=True,
+        compare=768,
     ),
 }  # fmt: skip
 

@@ -51,7 +51,11 @@ EXPECTED = {
     fillets: {"counts": splits(3_029, 201, 210, unlabelled=58)},
     fluent_emoji: {"counts": splits(813, 107, 95, stills=903)},
     augustus: {
-        "counts": splits(233, 16, 16, probe=62), "bases": 21_146_708, "transcripts": 1_120,
+        "counts": splits(233, 16, 16, probe=62)
+        | {f"coding-64-{split}": count for split, count in splits(10_078, 1_356, 2_198).items()}
+        | {f"coding-128-{split}": count for split, count in splits(8_122, 1_072, 1_832).items()}
+        | {f"donor-{split}": count for split, count in splits(1_686, 236, 400).items()},
+        "bases": 21_146_708, "transcripts": 1_120,
         "without_inner_stop": 1_120, "beginning_with_ATG": 1_108,
     },
     ragout: {"counts": splits(484, 55, 205)},

@@ -105,6 +105,32 @@ def test_every_hidden_patch_is_black_before_the_swin_and_its_target_is_its_own_c
     assert clean["code"][picked.clean_M[0]] == told[1 + 4 * frame + patch - 1]
 
 
+def test_pixels_of_hidden_patches_are_predicted_without_codes(tokenizer):
+    recipe = made(tokenizer, attended=0.0, predict="pixels")
+    objective, samples = task_of(recipe).objective, some(8)
+    for sample in samples:
+        del sample.members["derived.safetensors"]
+    batch = batch_of(recipe, samples)
+    term = next(one for one in objective(batch, DRAW).terms if one.name == "mvm")
+    picked = batch.picked["patch"]
+    said_ME = objective.readouts[1].head.predict(recipe.network(batch, at=batch.layout.at("video", picked.seen_M)))
+    true_ME = batch.clean["video"]["tubelet"][picked.clean_M] / 255
+    assert len(picked) > 4 and said_ME.shape[1] == 3 * 32 * 32
+    torch.testing.assert_close(term.sum, (said_ME - true_ME).abs().mean(1).sum())
+
+
+def test_without_blocks_each_patch_is_hidden_by_itself(tokenizer):
+    mask = task_of(made(tokenizer, blocks=False)).view.picks["patch"]
+    tokens = grid_tokens(4, 7)
+    taken_RN = torch.zeros(2000, len(tokens))
+    for i in range(2000):
+        taken_RN[i, mask(tokens, Draw.row(0, 0, 0, epoch=0, unit=i))] = 1
+    patch_N = tokens.special_N < 0
+    assert not taken_RN[:, ~patch_N].any() and taken_RN[:, patch_N].mean() == pytest.approx(0.15, abs=0.005)
+    together = taken_RN[:, patch_N].T.corrcoef().fill_diagonal_(0)
+    assert together.mean().abs() < 0.002  # blocks would make neighbours go together
+
+
 def test_hidden_pixels_and_words_change_no_state_and_codes_are_of_the_clean_frame(tokenizer):
     recipe = made(tokenizer, attended=0.0)
     vary(recipe.module())
@@ -209,7 +235,7 @@ def of_kinds(count, seed):
     return made
 
 
-@pytest.mark.parametrize("parts", [{}, {"attended": 0.0}, {"mvm": 0.0}, {"ordered": False}], ids=str)
+@pytest.mark.parametrize("parts", [{}, {"attended": 0.0, "blocks": False}, {"mvm": 0.0}, {"ordered": False}], ids=str)
 def test_it_and_its_ablations_learn(parts, tokenizer):
     recipe = made(tokenizer, **parts)
     task, optimizer = task_of(recipe), torch.optim.AdamW(recipe.module().parameters(), lr=3e-3)

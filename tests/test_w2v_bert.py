@@ -411,7 +411,7 @@ def of_tones(count, seed):
 
 
 def trained(count=40, **numbers):
-    recipe = some_recipe(**dict(lr=3e-3, steps=count, warmup=5, span=3, start=0.2) | numbers)
+    recipe = some_recipe(**dict(lr=3e-3, steps=count, warmup=5, span_ms=60.0, start=0.2) | numbers)
     stage, task = recipe.stages[0], recipe.stages[0].tasks[0]
     optimizer = stage.optimizer.build(recipe.module().named_parameters())
     told = []
@@ -496,4 +496,14 @@ def test_the_claims_arms_are_recipes():
         recipe = found.build(found.numbers("tiny", {**found.claim.quick, **arm.numbers}))
         weights = recipe.stages[0].tasks[0].objective
         assert weights.through and weights.weights == {"contrast": 0.0, "diversity": 0.1, "predict": 1.0}
-    assert FbankReader(stack=2).token_ms == 20
+
+
+@pytest.mark.parametrize("scale", ["tiny", "base", "v2"])
+def test_spans_are_as_long_as_they_were_asked_for_in_milliseconds(scale):
+    found = find_recipe("w2v_bert")
+    numbers = dict(width=32, depth=1, more_depth=1, heads=2, codes=8, values=8, channels=(), micro_batches=1, batch=2)
+    for change, length in (({}, 10), ({"span_ms": 120.0}, 3 if scale == "base" else 6), ({"span_ms": 1.0}, 1)):
+        recipe = found.build(found.numbers(scale, numbers | change))
+        assert recipe.stages[0].tasks[0].view.picks["span"].length == length
+    with pytest.raises(ValueError, match="wanted more than 0 ms, got 0"):
+        FbankReader(stack=2).tokens_in(0)

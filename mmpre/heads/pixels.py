@@ -12,12 +12,13 @@ from mmpre.tokens import Tokens
 
 
 class Pixels(nn.Module):
-    """A linear map to a patch's values and their mean squared error, one number a patch.
+    """A linear map to a patch's values and their mean squared error (or `absolute`), one number a patch.
 
-    `values` gives the clean values of all tokens (a modality's `features`), `size` says how many a token has. With
-    `normalise` the target is a patch's values minus their mean, divided by their deviation (unbiased, as in the
-    authors' code), so that contrast does not weigh; `eps` is added to the variance. It also measures `flat`, what
-    predicting each patch's own mean would cost: about 1 where targets are normalised, 0 for a patch of one colour.
+    `transform` comes before the map, where there is one. `values` gives the clean values of all tokens (a modality's
+    `features`), `size` says how many a token has. With `normalise` the target is a patch's values minus their mean,
+    divided by their deviation (unbiased, as in the authors' code), so that contrast does not weigh; `eps` is added to
+    the variance. It also measures `flat`, what predicting each patch's own mean would cost, squared: about 1 where
+    targets are normalised, 0 for a patch of one colour.
     Source: He et al. 2021, arXiv:2111.06377, section 3.
     """
 
@@ -29,15 +30,18 @@ class Pixels(nn.Module):
         *,
         normalise: bool = True,
         eps: float = 1e-6,
+        absolute: bool = False,
+        transform: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.values, self.normalise, self.eps = values, normalise, eps
+        self.values, self.normalise, self.eps, self.absolute = values, normalise, eps, absolute
+        self.transform = nn.Identity() if transform is None else transform
         self.project = nn.Linear(width, size)
         nn.init.xavier_uniform_(self.project.weight)
         nn.init.zeros_(self.project.bias)
 
     def predict(self, state_MD: Float[Tensor, "M D"]) -> Float[Tensor, "M E"]:
-        return self.project(state_MD)
+        return self.project(self.transform(state_MD))
 
     @torch.no_grad()
     def target(self, tokens: Tokens, index_M: Int[Tensor, "M"]) -> tuple[Float[Tensor, "M E"], Float[Tensor, "M"]]:
@@ -56,8 +60,8 @@ class Pixels(nn.Module):
         self, state_MD: Float[Tensor, "M D"], tokens: Tokens, index_M: Int[Tensor, "M"]
     ) -> tuple[Float[Tensor, "M"], Mapping[str, Float[Tensor, "M"]]]:
         target_ME, flat_M = self.target(tokens, index_M)
-        loss_M = (self.predict(state_MD).float() - target_ME).square().mean(1)
-        return loss_M, {"flat": flat_M}
+        error_ME = self.predict(state_MD).float() - target_ME
+        return (error_ME.abs() if self.absolute else error_ME.square()).mean(1), {"flat": flat_M}
 
     def guess(self, state_MD: Float[Tensor, "M D"], tokens: Tokens, index_M: Int[Tensor, "M"]) -> Restored:
         """Where targets are normalised, the patch's own mean and deviation are put back, as in the authors' pictures:
