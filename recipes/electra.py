@@ -9,8 +9,7 @@ Differs  rows are windows of whole words from one text (theirs: mostly two segme
          tokens are drawn without replacement (in theirs one drawn twice gets the mean of two ids), as a share of the
          ordinary ones (theirs: of all, special ones included); the learning rate warms up and then falls along one line
          (theirs: the line times the warm-up); weights start from a normal distribution that is not cut off; bytes
-         unless a tokenizer is given (theirs: 30,522 word pieces); layers that both networks share, the copy gate of
-         All-Tokens MLM and the two towers of Electric are left out
+         unless a tokenizer is given (theirs: 30,522 word pieces); the two towers of Electric are left out
 Expect   not run at paper scale
 Run      mmpre train electra --scale tiny --data "text/*.tar"
 """
@@ -25,7 +24,7 @@ from mmpre.masking.exact import ExactShare
 from mmpre.modalities.text import Text, TextReader
 from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
-from mmpre.objectives.replaced import Detect, Sampled
+from mmpre.objectives.replaced import CopyOrGuess, Detect, Sampled
 from mmpre.projected import Projected
 from mmpre.recipe import Recipe, Stage, Task
 from mmpre.schedules import Linear
@@ -43,7 +42,8 @@ def electra(
     table: int = 768,  # width of the embeddings, which both networks share
     generator_width: int = 256,  # of the generator's states
     generator_heads: int = 4,  # of its attention
-    untied_generator_embeddings: bool = False,  # give it embeddings of its own; its layers always are
+    untied_generator: bool = True,  # its layers are its own; False: it is the discriminator's network itself
+    untied_generator_embeddings: bool = False,  # its embeddings are its own as well
     length: int = 512,  # tokens in a window at most, [CLS] and [SEP] included
     positions: int = 512,  # rows of the position table, so that longer texts can be fine-tuned on
     hide: float = 0.15,  # share of the tokens that is picked
@@ -51,8 +51,9 @@ def electra(
     weight: float = 50.0,  # of the discriminator's loss
     temperature: float = 1.0,  # of the generator's samples
     own: bool = True,  # the generator may draw the right token, which then counts as the text's own
-    learn: Literal["all", "picked", "ids", "masked"] = "all",  # ablations: judge picked tokens alone (ELECTRA 15%);
-    # predict picked ids from samples (Replace MLM); predict them from masks, without a generator (BERT)
+    learn: Literal["all", "picked", "every", "ids", "masked"] = "all",  # ablations: judge picked tokens alone (ELECTRA
+    # 15%); predict all ids, copied or guessed (All-Tokens MLM), or those of picked tokens, from samples (Replace MLM)
+    # or from masks without a generator (BERT)
     uniform: bool = False,  # ablation: random tokens in place of the generator's
     batch: int = 256,  # rows in a step
     micro_batches: int = 8,  # parts of a step; what the number of processes must divide
@@ -77,6 +78,8 @@ def electra(
     net = network(words, width, heads)
     if learn in ("all", "picked"):
         readout = Detect("text", Score(width), pick="word" if learn == "picked" else None, weight=weight)
+    elif learn == "every":
+        readout = CopyOrGuess("text", Score(width), Vocabulary(words.table, width=width))
     else:
         readout = Predict("word", Vocabulary(words.table, width=width), name="mlm")
     objective = OnePass(net, [readout])
@@ -87,8 +90,8 @@ def electra(
     else:
         shown = reader.replacement(mask=mask, random=0.0)
         guessed = embeddings() if untied_generator_embeddings else words
-        head = Vocabulary(guessed.table, width=generator_width)
-        generator = network(guessed, generator_width, generator_heads)
+        head = Vocabulary(guessed.table, width=generator_width if untied_generator else width)
+        generator = network(guessed, generator_width, generator_heads) if untied_generator else net
         objective = Sampled(generator, "word", head, objective, temperature=temperature, own=own)
     view = View(picks={"word": ExactShare(role="text", share=hide)}, corruption=shown)
     schedule = Linear(warmup=warmup, total=steps)

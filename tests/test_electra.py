@@ -212,6 +212,37 @@ def test_judging_picked_tokens_alone_divides_by_their_number(tokenizer):
     )
 
 
+def test_ids_are_copied_by_a_gate_or_guessed(tokenizer):
+    task = some_task(tokenizer, learn="every")
+    objective, net = task.objective, task.objective.then.net
+    vary(objective)
+    shown = objective.shown(batch_of(task, some_samples(20)), DRAW)
+    (readout,) = objective.then.readouts
+    term, metrics = (loss := objective.then(shown, DRAW)).terms[0], loss.metrics
+    own_N, shown_N, state_ND = shown.clean["text"]["ids"], shown.seen["text"]["ids"], net(shown)
+    copy_N1 = readout.gate(state_ND).sigmoid()[:, None]
+    chance_NV = (1 - copy_N1) * readout.head.scores(state_ND).softmax(1)
+    chance_NV.scatter_add_(1, shown_N[:, None], copy_N1)
+    torch.testing.assert_close(chance_NV.sum(1), torch.ones(len(own_N)))
+    plain = -chance_NV.gather(1, own_N[:, None]).log().sum()
+    torch.testing.assert_close(term.sum, plain, rtol=1e-4, atol=1e-4)
+    assert (term.name, term.per) == ("every", "tokens") and 0 < metrics["every_replaced"][0] == (own_N != shown_N).sum()
+
+
+def test_a_generator_may_be_the_other_network_itself(tokenizer):
+    task = some_task(tokenizer, untied_generator=False)
+    objective = task.objective
+    assert objective.guess.net is objective.then.net
+    batch = batch_of(task, some_samples(20))
+    guess, judged = objective(batch, DRAW).terms
+    both = {}
+    for term in (guess, judged):
+        objective.zero_grad()
+        term.sum.backward(retain_graph=True)
+        both[term.name] = {name for name, p in objective.then.net.encoder.named_parameters() if p.grad.any()}
+    assert both[guess.name] == both[judged.name] != set()
+
+
 def test_the_area_under_the_curve_is_that_of_scikit_learn_and_half_without_pairs():
     g = torch.Generator().manual_seed(0)
     score_M, true_M = torch.randn(200, generator=g), torch.rand(200, generator=g) < 0.2
@@ -229,8 +260,13 @@ def of_few_words(count, seed):
 
 
 @pytest.mark.parametrize(
-    "parts", [{}, {"uniform": True}, {"learn": "picked"}, {"learn": "ids"}, {"learn": "masked"}], ids=str
-)
+    "parts",
+    [
+        {}, {"uniform": True}, {"learn": "picked"}, {"learn": "ids"}, {"learn": "masked"}, {"learn": "every"},
+        {"untied_generator": False},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_it_and_its_ablations_learn(parts, tokenizer):
     torch.manual_seed(0)
     count = 50 if parts.get("uniform") else 15
