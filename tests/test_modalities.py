@@ -17,10 +17,17 @@ from mmpre.data.audio import Audio
 from mmpre.data.sample import BadMember, Sample
 from mmpre.data.video import Segments, Video
 from mmpre.modalities.code_graph import CodeGraph, CodeReader
-from mmpre.modalities.dna import Dna, DnaReader, Kmers
+from mmpre.modalities.dna import Bases, Dna, DnaReader, Kmers
 from mmpre.modalities.image_patches import ImagePatches, ImageReader, random_crops
-from mmpre.modalities.regions import RegionReader, Regions
-from mmpre.modalities.speech import ConvolutionalPositions, Convolutions, FbankReader, Speech, WaveReader
+from mmpre.modalities.regions import BoxedRegions, RegionReader, Regions
+from mmpre.modalities.speech import (
+    ConvolutionalPositions,
+    Convolutions,
+    FbankReader,
+    FrameConvolutions,
+    Speech,
+    WaveReader,
+)
 from mmpre.modalities.text import Text, TextReader
 from mmpre.modalities.video import VideoReader, VideoTubelets
 from mmpre.modalities.video import random_crops as crops
@@ -91,6 +98,7 @@ CASES = {
     "regions": lambda: (
         Regions(RegionReader(6, 4), width=8, types=nn.Embedding(2, 8)), regions(), "box",
     ),
+    "regions, as they stand": lambda: (BoxedRegions(RegionReader(6, 4), width=8), regions(), "box"),
     "image patches": lambda: (
         ImagePatches(ImageReader(4, random_crops(16)), width=8),
         [picture(noise(12, 17 + i)) for i in range(3)], "position",
@@ -103,7 +111,15 @@ CASES = {
         Speech(WaveReader(Audio(seconds=0.3), SHORT), width=16, convolutions=Convolutions(SHORT, channels=8)),
         recordings(), "position",
     ),
+    "speech, frames through convolutions": lambda: (
+        Speech(FbankReader(Audio(seconds=0.3), stack=4), width=8,
+               convolutions=FrameConvolutions((4, 2), stack=4, bins=80)), recordings(), (),
+    ),
     "dna": lambda: (Dna(DnaReader(Kmers(3), length=90, reverse=0.5), width=8, positions=True), genomes(), "position"),
+    "dna, bases": lambda: (Dna(DnaReader(Bases(), length=90), width=8), genomes(), ()),
+    "dna, overlapping words": lambda: (
+        Dna(DnaReader(Kmers(3, overlap=True), length=90), width=8, positions=True), genomes(), "position",
+    ),
     "video": lambda: (
         VideoTubelets(VideoReader(Video(sampling=Segments(4)), patch_px=8, transform=crops(16)), width=8),
         films(), "position",

@@ -10,7 +10,7 @@ import torch
 
 from mmpre.data.sample import BadMember
 from mmpre.data.video import Evenly, Rate, Segments, Video
-from mmpre.data.video_file import read
+from mmpre.data.video_file import UnusableVideo, read
 from mmpre.draw import Draw
 
 COUNT = 40
@@ -128,9 +128,11 @@ def fast_start(tmp_path_factory):
 def test_a_file_that_ends_early_is_told_wherever_it_is_cut(suffix, fast_start):
     data, suffix = (fast_start, "mp4") if suffix == "fast" else (FILES[suffix], suffix)
     for share in (0.02, 0.2, 0.5, 0.8, 0.9, 0.97, 0.999):
-        with pytest.raises(Exception, match=r".") as caught:
-            read(data[: int(len(data) * share)], suffix=suffix, side_px=48, shares=[i / 8 for i in range(8)])
-        assert getattr(caught.value, "cause", "") in ("video truncated", "damaged video", "wrong type", "")
+        cut = data[: int(len(data) * share)]
+        with pytest.raises((UnusableVideo, RuntimeError)) as caught:
+            read(cut, suffix=suffix, side_px=48, shares=[i / 8 for i in range(8)])
+        told = caught.value.cause if isinstance(caught.value, UnusableVideo) else cause(cut, suffix)
+        assert told in ("video truncated", "cannot be decoded")  # the latter where an mp4 has lost its index
     assert cause(data[: len(data) * 9 // 10], suffix) == "video truncated"
     read(data, suffix=suffix, side_px=48, shares=[0.5])
 
