@@ -68,6 +68,18 @@ def test_the_page_says_what_was_run_and_how_it_ended(two):
     assert "Nothing: no sample was unusable, no step was skipped, no restart." in said
 
 
+def test_the_flops_of_the_steps_that_were_done_are_told_where_the_run_can_be_planned(two, tmp_path):
+    whole = read(two[0]).flops
+    assert whole > 0 and f"{whole:.3g} as planned" in text_of(report([two[0]], tmp_path / "page.html"))
+    outcome = read(two[0]).record["outcome"] | {"step": 2, "finished": False}
+    half = altered(two[0], tmp_path, outcome=outcome)
+    lines = (half / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (half / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] < 4))
+    assert read(half).flops == pytest.approx(whole * 4 / 8)
+    (half / "run.json").write_text(json.dumps(read(half).record | {"numbers": {"tokenizer": "gone.json"}}))
+    assert read(half).flops is None
+
+
 def test_the_command_on_the_page_asks_for_the_same_run_again(two):
     for run in two:
         (what, command), *more = read(run).commands

@@ -3,6 +3,7 @@
 import fcntl
 import inspect
 import json
+import logging
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
+from mmpre.plan import plan
 from mmpre.plugins import LoadedRecipe, PluginError, file_digest, find_recipe
 from mmpre.report.chart import Mark
 from mmpre.runs.command import again, plain
@@ -19,6 +21,7 @@ from mmpre.runs.metrics import read_metrics, seconds_of
 from mmpre.runs.record_check import RunError
 from mmpre.runs.run import read_record
 
+log = logging.getLogger(__name__)
 EXAMPLES = 5  # holes and skipped steps that are named one by one
 MARKED = 30  # skipped steps that are marked in charts
 
@@ -180,6 +183,23 @@ class Account:
     def seconds(self) -> float:
         """Time spent on steps, over all sessions, as far as it is logged."""
         return seconds_of(self.steps)
+
+    @cached_property
+    def flops(self) -> float | None:
+        """Of the steps that were done, as `mmpre plan` counts them; None where it cannot, as without the recipe."""
+        if self.found is None:
+            return None
+        try:
+            stages = plan(self.found.path if self.found.is_file else self.found.name, **self.record["numbers"])[
+                "stages"
+            ]
+        except (ValueError, TypeError, OSError, RuntimeError, KeyError) as e:
+            log.warning("%s: its FLOPs are not told, for it cannot be planned (%s)", self.path, e)
+            return None
+        begun = [0, *accumulate(one["steps"] for one in stages)]
+        return sum(
+            one["flops"] * min(one["steps"], max(0, self.step - at)) for one, at in zip(stages, begun, strict=False)
+        )
 
     def _ledger(self):
         if not self.ledger.exists():
