@@ -118,7 +118,10 @@ claim = Claim(
     against={
         "joint masking": Against(
             numbers={"joint": True},
-            measure=(Measure("mean rank", less=True), Measure("mlm: mlm_accuracy"), Measure("mrckl: mrckl_accuracy")),
+            measure=(
+                Measure("mean rank", less=True), Measure("R@1"), Measure("mlm: mlm_accuracy"),
+                Measure("mrckl: mrckl_accuracy"),
+            ),
         ),
         "no WRA": Against(numbers={"wra": 0.0}, measure="word to region accuracy"),
     },

@@ -1,6 +1,7 @@
 """Does the suite of `mmpre eval` find what is known to be there, and say so when it cannot look?"""
 
 import io
+import itertools
 import json
 import re
 import shutil
@@ -21,7 +22,7 @@ from mmpre.evaluation.evaluate import evaluate, kept, markdown
 from mmpre.evaluation.features import pooled
 from mmpre.evaluation.probe import Known, classify, regress
 from mmpre.evaluation.results import gain, mean, statistic
-from mmpre.evaluation.search import first_right, search
+from mmpre.evaluation.search import chance_of_mrr, first_right, search
 from mmpre.evaluation.suite import card_tasks
 from mmpre.modalities.dna import Dna, DnaReader
 from mmpre.network import Network
@@ -94,9 +95,12 @@ def test_search_ranks_the_best_right_item():
     rank_Q, _ = first_right(unit_PD, unit_PD, [*"aabbcd"], [*"aabbcd"], alike=True)  # all others are equally far
     assert rank_Q.tolist() == [2.0] * 4 + [-1.0] * 2
     turned = np.roll(unit_PD, 1, 0)
-    r1, r5, median = search("turned", unit_PD, turned, range(6), range(6))
+    r1, r5, mrr, median = search("turned", unit_PD, turned, range(6), range(6))
     assert (r1.value, r1.chance) == (0.0, pytest.approx(1 / 6)) and r5.chance == pytest.approx(5 / 6)
     assert median.value == 4 and median.chance == 3.5
+    assert mrr.value == pytest.approx(1 / 4) and mrr.chance == pytest.approx(sum(1 / k for k in range(1, 7)) / 6)
+    orders = [min(order.index(i) for i in (0, 1)) for order in itertools.permutations(range(5))]
+    assert chance_of_mrr(5, 2) == pytest.approx(np.mean([1 / (one + 1) for one in orders]))
 
 
 def test_collapse_is_told_from_spread():

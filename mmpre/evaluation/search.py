@@ -41,7 +41,8 @@ def search(
     name: str, query_QD: np.ndarray, item_PD: np.ndarray, right_Q: Sequence, right_P: Sequence, *, alike: bool = False,
     **more,
 ) -> list[Result]:  # fmt: skip
-    """R@1, R@5, R@10 and the median rank of the best right item (counted from 1), with what chance gives."""
+    """R@1, R@5, R@10, the mean reciprocal rank (MRR) and the median rank of the best right item (counted from 1), with
+    what chance gives."""
     rank_Q, count_Q = first_right(query_QD, item_PD, right_Q, right_P, alike=alike)
     asked = rank_Q >= 0
     if not asked.any():
@@ -52,6 +53,16 @@ def search(
         if k < pool:
             chance = np.mean([1 - comb(pool - int(n), k) / comb(pool, k) for n in count_Q])
             results.append(mean(f"{name} R@{k}", rank_Q < k, chance=float(chance), **more))
+    by_chance = {n: chance_of_mrr(pool, n) for n in set(count_Q.tolist())}
+    expected = float(np.mean([by_chance[n] for n in count_Q.tolist()]))
+    results.append(mean(f"{name} MRR", 1 / (rank_Q + 1), chance=expected, **more))
     expected = float(np.median((pool + 1) / (count_Q + 1)))
     results.append(statistic(f"{name} median rank", np.median, rank_Q + 1, chance=expected, less=True, **more))
     return results
+
+
+def chance_of_mrr(pool: int, right: int) -> float:
+    """The mean reciprocal rank of the best of some right items where all orders of the pool are equally likely."""
+    before_K = np.arange(pool - right + 1)  # how many wrong ones may come before it
+    none_K = np.cumprod([1.0, *((pool - right - before_K) / (pool - before_K))])  # no right one among the first k
+    return float((-np.diff(none_K) / (before_K + 1)).sum())
