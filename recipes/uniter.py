@@ -119,7 +119,9 @@ claim = Claim(
         "joint masking": Against(
             numbers={"joint": True},
             measure=(
-                Measure("mean rank", less=True), Measure("R@1"), Measure("mlm: mlm_accuracy"),
+                Measure("mean rank", less=True),
+                Measure("R@1"),
+                Measure("mlm: mlm_accuracy"),
                 Measure("mrckl: mrckl_accuracy"),
             ),
         ),
