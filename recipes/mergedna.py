@@ -96,7 +96,7 @@ def mergedna(
         micro_batches=micro_batches, clip=clip, valid_every=valid_every,
         optimizer=AdamW(lr=lr, betas=(0.9, 0.95), weight_decay=decay, schedule=Cosine(warmup=warmup, total=steps)),
     )  # fmt: skip
-    return Recipe([stage], net, evaluations=[HiddenTokens(net, head, masked, name="masked bases")])
+    return Recipe([stage], net, evaluations=[HiddenTokens(net, head, masked, name="masked bases", order=5)])
 
 
 scales = {

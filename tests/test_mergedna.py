@@ -13,6 +13,7 @@ from mmpre.data.sample import Sample
 from mmpre.draw import Draw
 from mmpre.encoder import llama_encoder, merging_encoder
 from mmpre.evaluation.hidden import HiddenTokens
+from mmpre.evaluation.markov import markov
 from mmpre.heads.vocabulary import Vocabulary
 from mmpre.layout import Layout
 from mmpre.merging import Merge
@@ -289,3 +290,28 @@ def test_an_encoder_that_does_not_merge_and_a_causal_view_are_refused():
         net.encoder(torch.randn(4, 32), layout, Plan(layout, CAUSAL))
     with pytest.raises(ValueError, match=r"wanted a share above 0 and at most 1 .*, got 0 and 16"):
         merging_encoder(32, (1, 1, 1, 1), 2, share=0)
+
+
+def test_a_markov_model_knows_what_repeats_in_other_rows_and_nothing_of_its_own():
+    rng = np.random.default_rng(0)
+    cycle = np.array([0, 1, 2, 3, 1])  # after any two it is clear what comes
+    turned = [np.roll(np.tile(cycle, 10), i) for i in range(6)]
+    places = [rng.choice(np.arange(48), 12, replace=False) for _ in turned]
+    early = [np.mean(one < 2) for one in places]
+    share_R = markov(turned, places, 2)
+    assert all(1 - first <= share <= 1 for first, share in zip(early, share_R, strict=True)) and share_R.mean() > 0.9
+    noise = [rng.integers(0, 4, 200) for _ in range(40)]
+    asked = [np.arange(5, 200)] * 40
+    assert markov(noise, asked, 5).mean() == pytest.approx(0.25, abs=0.03)
+    assert markov([noise[0], noise[0].copy()], [np.arange(10, 200)] * 2, 9).mean() > 0.99
+    assert markov([np.array([1, 1]), np.array([1, 2])], [np.array([0]), np.array([], dtype=int)], 5).tolist() == [
+        1.0,
+        0.0,
+    ]
+
+
+def test_hidden_bases_are_told_beside_a_markov_model():
+    (asked,) = mergedna(**SMALL).evaluations
+    network, beside = asked.run(AsUnits(sequences([80] * 12)), Processes.start())
+    assert (network.name, beside.name, beside.n) == ("masked bases", "Markov model of order 5", network.n)
+    assert beside.protocol == {"counted in": f"the other {network.n - 1} rows"} and beside.chance == network.chance

@@ -11,6 +11,7 @@ from mmpre.data.sample import BadMember
 from mmpre.data.shards import CorruptSample
 from mmpre.data.units import Units
 from mmpre.draw import Draw, hashed
+from mmpre.evaluation.markov import markov
 from mmpre.evaluation.results import Result, mean
 from mmpre.heads.vocabulary import Vocabulary
 from mmpre.network import Network
@@ -26,7 +27,7 @@ class HiddenTokens:
     held-out ones; rows have equal weight. Chance is to name the commonest id of those asked for.
 
     What a row shows depends on its number alone, so that networks which learned by other masks are compared on the same
-    rows, if they have readers alike.
+    rows, if they have readers alike. With `order`, what so many ids before tell, by counts, stands beside it.
     """
 
     network: Network
@@ -34,10 +35,11 @@ class HiddenTokens:
     view: View
     rows: int = 500
     name: str = "hidden tokens"
+    order: int = 0
 
     @torch.no_grad()
     def run(self, units: Units, processes: Processes) -> Sequence[Result]:
-        shares, ids = [], Counter()
+        shares, ids, read, asked = [], Counter(), [], []
         for batch in self._batches(units):
             batch = batch.to(processes.device)
             (picked,) = batch.picked.values()
@@ -48,8 +50,22 @@ class HiddenTokens:
             right_B, asked_B = (torch.bincount(row_M, x, len(batch.layout)) for x in (right_M.float(), None))
             shares += batch.given(right_B / asked_B.clamp(min=1)).tolist()
             ids.update(id_M.tolist())
+            if self.order:
+                clean = batch.clean[picked.role]
+                read += [one.numpy() for one in clean[self.head.field].cpu().split(clean.lengths_B.tolist())]
+                first_B = clean.lengths_B.cumsum(0) - clean.lengths_B
+                inside_M = picked.clean_M.cpu() - first_B[batch.layout.row_N[place_M].cpu()]
+                asked += [one.numpy() for one in inside_M.split(asked_B.tolist())]
         guess = max(ids.values()) / ids.total() if ids else None
-        return [mean(self.name, shares, chance=guess, protocol={"commonest of": len(ids)})]
+        found = [mean(self.name, shares, chance=guess, protocol={"commonest of": len(ids)})]
+        if self.order:
+            told = {"counted in": f"the other {len(read) - 1} rows"}
+            found.append(
+                mean(
+                    f"Markov model of order {self.order}", markov(read, asked, self.order), chance=guess, protocol=told
+                )
+            )
+        return found
 
     def _batches(self, units: Units) -> Iterator[Batch]:
         rng = torch.Generator().manual_seed(hashed("hidden rows", self.name))
