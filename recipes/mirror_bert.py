@@ -87,6 +87,7 @@ scales = {
     "tiny": dict(width=128, depth=4, heads=4, length=64, positions=128, batch=100, micro_batches=1, lr=1e-4),
     "base": {},
     "drophead": dict(dropout=0.0, head_dropout=0.2),
+    "roberta": dict(dropout=0.0, head_dropout=0.05, pool="first"),
     "words": dict(length=25, erase=0, pool="first", temperature=0.2, steps=100),
 }  # fmt: skip
 

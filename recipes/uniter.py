@@ -20,7 +20,7 @@ from mmpre.evaluation.grounding import Grounding
 from mmpre.evaluation.reading import Reading
 from mmpre.evaluation.retrieval import PairRetrieval
 from mmpre.heads.matching import Matching
-from mmpre.heads.region import ClassScores, RegionClassKL, RegionFeature
+from mmpre.heads.region import ClassScores, RegionClass, RegionClassKL, RegionFeature
 from mmpre.heads.vocabulary import Vocabulary
 from mmpre.masking.corrupt import HideAll
 from mmpre.masking.random import RandomTokens
@@ -51,7 +51,7 @@ def uniter(
     hide: float = 0.15,  # chance of a token or region to be predicted
     joint: bool = False,  # ablation: hide words and regions at once; the paper hides one side and shows the other
     wra: float = 0.1,  # weight of word-region alignment; 0 leaves it out
-    learn: tuple[str, ...] = ("itm", "mlm", "mrfr", "mrckl"),  # ablations: some of the tasks alone
+    learn: tuple[str, ...] = ("itm", "mlm", "mrfr", "mrckl"),  # ablations: some alone, or mrc in place of mrckl
     batch: int = 3_072,  # rows in a step
     micro_batches: int = 16,  # parts of a step; what the number of processes must divide
     steps: int = 200_000,  # updates
@@ -78,15 +78,18 @@ def uniter(
     match, align = Match("text", Matching(width)), Align(("text", "image"), weight=wra)
     predict_word = Predict("word", Vocabulary(text.table), name="mlm")
     predict_feature = Predict("region", RegionFeature(image.project), name="mrfr")
-    predict_class = Predict("region", RegionClassKL(ClassScores(width, classes)), name="mrckl")
+    scores = ClassScores(width, classes)
+    predict_class = Predict("region", RegionClassKL(scores), name="mrckl")
+    predict_best = Predict("region", RegionClass(scores), name="mrc")
     tasks = [
         Task("itm", pairs, OnePass(net, [match, align] if wra else [match]), ratio=2),
         Task("mlm", both if joint else words, OnePass(net, [predict_word]), ratio=2, held_out=words),
         Task("mrfr", both if joint else seen, OnePass(net, [predict_feature]), ratio=1, held_out=seen),
         Task("mrckl", both if joint else seen, OnePass(net, [predict_class]), ratio=1, held_out=seen),
+        Task("mrc", both if joint else seen, OnePass(net, [predict_best]), ratio=1, held_out=seen),
     ]
     if not learn or set(learn) - {task.name for task in tasks}:
-        raise ValueError(f"uniter: learn wants some of itm, mlm, mrfr and mrckl, got {' '.join(learn) or 'none'}")
+        raise ValueError(f"uniter: learn wants some of itm, mlm, mrfr, mrckl and mrc, got {' '.join(learn) or 'none'}")
     schedule = Linear(warmup=warmup, total=steps)
     stage = Stage(
         tasks=[task for task in tasks if task.name in learn], data=data, sidecar=sidecar or None, valid=valid,

@@ -146,5 +146,8 @@ def test_the_papers_scales_are_berts_and_words_have_their_own_numbers(tmp_path):
     assert count / 1e6 == pytest.approx(110, rel=0.02)
     assert len(made["words"].stages[0].tasks[0].view["erased"].readers) == 0
     assert made["words"].stages[0].tasks[0].objective.pairing.temperature == 0.2
-    heads = {one.p for one in made["drophead"].network.modules() if isinstance(one, DropHeads)}
-    assert heads == {0.2}
+    heads = {
+        scale: {one.p for one in made[scale].network.modules() if isinstance(one, DropHeads)}
+        for scale in ("drophead", "roberta")
+    }
+    assert heads == {"drophead": {0.2}, "roberta": {0.05}}

@@ -247,7 +247,10 @@ def test_alignment_is_a_tenth_of_the_matching_steps_loss_and_can_be_left_out(tok
 
 @pytest.mark.parametrize(
     ("learn", "told"),
-    [(("mlm", "mrfr", "mrckl"), ("Grounding", "Reading")), (("itm", "mlm"), ("PairRetrieval", "Grounding", "Reading"))],
+    [
+        (("mlm", "mrfr", "mrckl"), ("Grounding", "Reading")),
+        (("itm", "mlm", "mrfr", "mrc"), ("PairRetrieval", "Grounding", "Reading")),
+    ],
 )
 def test_tasks_can_be_left_out_and_so_is_what_asks_their_heads(learn, told, tokenizer):
     made = uniter(tokenizer=tokenizer, learn=learn, **SMALL)
@@ -256,7 +259,7 @@ def test_tasks_can_be_left_out_and_so_is_what_asks_their_heads(learn, told, toke
     assert tuple(type(one).__name__ for one in made.evaluations) == told
     heads = [name for name, _ in made.module().named_parameters() if name.startswith("tasks.")]
     assert {name.split(".")[1] for name in heads} <= set(learn)
-    with pytest.raises(ValueError, match="learn wants some of itm, mlm, mrfr and mrckl, got mlm wra"):
+    with pytest.raises(ValueError, match="learn wants some of itm, mlm, mrfr, mrckl and mrc, got mlm wra"):
         uniter(tokenizer=tokenizer, learn=("mlm", "wra"), **SMALL)
 
 
