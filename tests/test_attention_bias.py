@@ -6,7 +6,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from mmpre.attention import Full
-from mmpre.attention.bias import ALiBi, RelativeKey, Rotary, T5Buckets, slopes
+from mmpre.attention.bias import ALiBi, RelativeKey, Rotary, T5Buckets, slopes, turned
 from mmpre.attention.by_tokens import Positions
 from mmpre.layout import Layout
 
@@ -88,3 +88,13 @@ def test_refused_numbers_are_named():
         RelativeKey(8, left=-1)
     with pytest.raises(ValueError, match="heads of an even width, got 7"):
         Rotary(7)
+
+
+def test_turning_has_the_gradient_that_autograd_finds():
+    rotary, g = Rotary(8), torch.Generator().manual_seed(0)
+    x_NHK = torch.randn(5, 3, 16, dtype=torch.float64, generator=g).requires_grad_()
+    angles = rotary.angles(torch.tensor([0, 3, 1, 70, 2]), torch.float64)
+    half_NHK = x_NHK[..., 4:12]  # as queries are that lie beside keys and values
+    assert torch.autograd.gradcheck(lambda x: turned(x[..., 4:12], *angles), x_NHK)
+    back_NHK = turned(turned(half_NHK, *angles), angles[0], -angles[1])
+    torch.testing.assert_close(back_NHK, half_NHK)

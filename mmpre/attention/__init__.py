@@ -5,10 +5,10 @@ backends.py need to know. Those that ask the rows' tokens are in by_tokens.py.
 """
 # B rows, N tokens of the packed batch, M tokens of a sequence that they read, n and m those of one row
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +21,7 @@ from mmpre.batch import Batch
 from mmpre.layout import Layout
 
 CPU = torch.device("cpu")
+Made = TypeVar("Made")
 
 
 @runtime_checkable
@@ -160,6 +161,13 @@ class Plan:
     def masks(self) -> list[Bool[Tensor, "g 1 n m"] | None]:
         """For each group, who may attend to whom (one for all its rows where they agree); None: everyone."""
         return [self._mask(*group, *start) for group, start in zip(self.groups, self._starts, strict=True)]
+
+    def shared(self, kind: Hashable, make: Callable[[], Made]) -> Made:
+        """What layers of one kind make of the batch alike: made by the first that asks."""
+        made: dict[Hashable, Any] = self.__dict__.setdefault("made_shared", {})
+        if kind not in made:
+            made[kind] = make()
+        return made[kind]
 
     def runs(self, heads: int) -> Runs:
         """What attention with explicit scores needs to know, made once for each number of heads."""

@@ -3,7 +3,7 @@
 A distance is the key's position less the query's; a position is the token's place in its row, unless the plan was told
 otherwise (`Positions`).
 """
-# N tokens of the packed batch, H heads, K width of a head, g rows of n tokens, R distances told apart
+# N tokens of the packed batch, H heads, K width of a head, F half of it, g rows of n tokens, R distances told apart
 
 import math
 from collections.abc import Callable
@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+Angles = tuple[Float[Tensor, "N 1 F"], Float[Tensor, "N 1 F"]]
 
 
 class Bias(Protocol):
@@ -218,11 +220,39 @@ class Rotary(nn.Module):
         self.register_buffer("frequency_F", frequency_F, persistent=False)
 
     def forward(self, x_NHK: Float[Tensor, "N H K"], position_N: Int[Tensor, "N"]) -> Float[Tensor, "N H K"]:
-        # angles in float32 at least: in half precision neighbours far from the start would fall together
+        return turned(x_NHK, *self.angles(position_N, x_NHK.dtype))
+
+    def angles(self, position_N: Int[Tensor, "N"], dtype: torch.dtype) -> Angles:
+        """Cosine and sine of each position's angles, which all layers of one `theta` share."""
+        # in float32 at least: in half precision neighbours far from the start would fall together
         angle_N1F = (position_N[:, None] * self.frequency_F)[:, None]
-        cos, sin = angle_N1F.cos().to(x_NHK.dtype), angle_N1F.sin().to(x_NHK.dtype)
-        one, other = x_NHK.chunk(2, dim=-1)
-        return torch.cat([one * cos - other * sin, other * cos + one * sin], dim=-1)
+        return angle_N1F.cos().to(dtype), angle_N1F.sin().to(dtype)
+
+
+def turned(x_NHK: Float[Tensor, "N H K"], cos_N1F: Tensor, sin_N1F: Tensor) -> Float[Tensor, "N H K"]:
+    """Vectors turned by these angles."""
+    return _Turned.apply(x_NHK, cos_N1F, sin_N1F)
+
+
+class _Turned(torch.autograd.Function):
+    """Two products for each half, in place, where autograd would keep seven tensors; backwards it turns back."""
+
+    @staticmethod
+    def forward(ctx, x_NHK: Tensor, cos_N1F: Tensor, sin_N1F: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_N1F, sin_N1F)
+        return _turn(x_NHK, cos_N1F, sin_N1F, 1)
+
+    @staticmethod
+    def backward(ctx, grad_NHK: Tensor) -> tuple[Tensor, None, None]:
+        return _turn(grad_NHK, *ctx.saved_tensors, -1), None, None
+
+
+def _turn(x_NHK: Tensor, cos_N1F: Tensor, sin_N1F: Tensor, way: int) -> Tensor:
+    (one, other), out_NHK = x_NHK.chunk(2, dim=-1), torch.empty_like(x_NHK, memory_format=torch.contiguous_format)
+    first, second = out_NHK.chunk(2, dim=-1)
+    torch.mul(one, cos_N1F, out=first).addcmul_(other, sin_N1F, value=-way)
+    torch.mul(other, cos_N1F, out=second).addcmul_(one, sin_N1F, value=way)
+    return out_NHK
 
 
 def _table(rows: int, width: int) -> nn.Embedding:

@@ -45,13 +45,13 @@ def pooled(network: Network, member: str, samples: Iterable[tuple[int, Sample]],
 
     def sums(batch: Batch) -> tuple[Tensor, Tensor]:
         states = network(batch, read=range(depth))
-        ordinary_N = batch.seen[role].special_N < 0
+        place_n = (batch.seen[role].special_N < 0).nonzero().squeeze(1)
         row_N, rows = batch.layout.row_N, len(batch.layout)
         number_N = torch.arange(batch.layout.size, device=row_N.device) - batch.layout.first(role)[row_N]
-        part_n = (row_N * period + number_N % period)[ordinary_N]  # a row's tokens are dealt to its parts
+        part_n = (row_N * period + number_N % period)[place_n]  # a row's tokens are dealt to its parts
         layers = [states.layer[layer] for layer in range(depth)] + [states.last]
         sum_LBX = torch.stack([
-            one.new_zeros(rows * period, one.shape[1]).index_add(0, part_n, one[ordinary_N]).view(rows, -1)
+            one.new_zeros(rows * period, one.shape[1]).index_add(0, part_n, one.index_select(0, place_n)).view(rows, -1)
             for one in layers
         ])  # fmt: skip
         count_BP = torch.bincount(part_n, minlength=rows * period).view(rows, period)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mmpre.attention import Attend, Plan
 from mmpre.attention.backends import attend
-from mmpre.attention.bias import Bias, Disentangled, LogBuckets, Rotary
+from mmpre.attention.bias import Bias, Disentangled, LogBuckets, Rotary, turned
 from mmpre.dropout import DropHeads, Dropout
 from mmpre.layout import Layout
 from mmpre.sublayers.protocol import Places, narrowed
@@ -54,7 +54,9 @@ class Attention(nn.Module):
         counts = [self.heads, self.kv_heads, self.kv_heads]
         q_NHK, k_NGK, v_NGK = self.qkv(x_ND).unflatten(1, (-1, self.head_width)).split(counts, dim=1)
         if self.rotary is not None:
-            q_NHK, k_NGK = self.rotary(q_NHK, plan.position_N), self.rotary(k_NGK, plan.position_N)
+            kind = Rotary, self.rotary.theta, self.head_width, q_NHK.dtype
+            angles = plan.shared(kind, lambda: self.rotary.angles(plan.position_N, q_NHK.dtype))
+            q_NHK, k_NGK = turned(q_NHK, *angles), turned(k_NGK, *angles)
         if self.kv_heads != self.heads:
             k_NGK, v_NGK = (x.repeat_interleave(self.heads // self.kv_heads, dim=1) for x in (k_NGK, v_NGK))
         dropout = self.dropout if self.training else 0.0
