@@ -14,7 +14,7 @@ Differs  where the text is silent: the best pairs of a window are taken one afte
          rounding in its rows may miss by a few. Heads (16) and the inner width (2,752) follow from the parameters. Half
          of the windows are read on the other strand (`reverse`); the claim compares ways at equal FLOPs, not wall time.
          Merging was held against ToMe's equations as written in the tests, not against its code
-Expect   not run at paper scale; tiny: no result kept yet
+Expect   not run at paper scale; tiny, a first look: docs/claims/mergedna.md
 Run      mmpre train mergedna --scale tiny --data "genomes/*.tar"
          mmpre claim mergedna --data pyrodigal/train --valid pyrodigal/valid --on pyrodigal/frames
          mmpre claim mergedna --quick --data pyrodigal/train --valid pyrodigal/valid --on pyrodigal/frames
