@@ -28,7 +28,7 @@ from mmpre.modalities.dna import Dna, DnaReader
 from mmpre.network import Network
 from mmpre.runs.checkpoint import CheckpointError
 from mmpre.runs.options import RunOptions
-from mmpre.runs.run import load, resume
+from mmpre.runs.run import RunError, load, resume
 
 RNG = np.random.default_rng(0)
 

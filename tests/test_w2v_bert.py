@@ -38,8 +38,8 @@ from mmpre.training.optim import set_learning_rate
 
 DRAW = Draw.micro_batch(0, 0, 0, 0)
 SMALL = dict(
-    stack=2, channels=(), width=32, depth=1, more_depth=1, heads=2, kernel=5, codes=16, values=16, compare=16,
-    distractors=8, noise=0.0, batch=4, micro_batches=1, steps=8, warmup=1, lr=1e-3, valid_every=100,
+    stack=2, channels=(), span_ms=200.0, width=32, depth=1, more_depth=1, heads=2, kernel=5, codes=16, values=16,
+    compare=16, distractors=8, noise=0.0, batch=4, micro_batches=1, steps=8, warmup=1, lr=1e-3, valid_every=100,
 )  # fmt: skip
 
 
@@ -501,9 +501,11 @@ def test_the_claims_arms_are_recipes():
 @pytest.mark.parametrize("scale", ["tiny", "base", "v2"])
 def test_spans_are_as_long_as_they_were_asked_for_in_milliseconds(scale):
     found = find_recipe("w2v_bert")
-    numbers = dict(width=32, depth=1, more_depth=1, heads=2, codes=8, values=8, channels=(), micro_batches=1, batch=2)
+    numbers = dict(
+        width=32, depth=1, more_depth=1, heads=2, codes=8, values=8, compare=8, channels=(), micro_batches=1, batch=2
+    )
     for change, length in (({}, 10), ({"span_ms": 120.0}, 3 if scale == "base" else 6), ({"span_ms": 1.0}, 1)):
-        recipe = found.build(found.numbers(scale, numbers | change))
+        recipe = found.build(found.numbers(scale, small | dict(batch=2, micro_batches=1) | change))
         assert recipe.stages[0].tasks[0].view.picks["span"].length == length
     with pytest.raises(ValueError, match="wanted more than 0 ms, got 0"):
         FbankReader(stack=2).tokens_in(0)
