@@ -505,7 +505,7 @@ def test_spans_are_as_long_as_they_were_asked_for_in_milliseconds(scale):
         width=32, depth=1, more_depth=1, heads=2, codes=8, values=8, compare=8, channels=(), micro_batches=1, batch=2
     )
     for change, length in (({}, 10), ({"span_ms": 120.0}, 3 if scale == "base" else 6), ({"span_ms": 1.0}, 1)):
-        recipe = found.build(found.numbers(scale, small | dict(batch=2, micro_batches=1) | change))
+        recipe = found.build(found.numbers(scale, numbers | change))
         assert recipe.stages[0].tasks[0].view.picks["span"].length == length
     with pytest.raises(ValueError, match="wanted more than 0 ms, got 0"):
         FbankReader(stack=2).tokens_in(0)
