@@ -11,7 +11,7 @@ Follows  the authors' code (ltgoslo/gpt-bert): a word, hidden or next, is always
 Differs  rows are windows of whole words between [CLS] and [SEP] (theirs: full rows of several segments, without an
          end); spans are drawn evenly (theirs: rarely hidden tokens first, by counters that are carried along); the
          first warm-up steps begin at 1 / (warmup + 1) of the peak; bytes unless a tokenizer is given
-Expect   not run at paper scale
+Expect   not run at paper scale; tiny, a first look: docs/claims/babylm2.md
 Run      mmpre train babylm2 --scale tiny --data "text/*.tar"
 """
 
