@@ -106,16 +106,17 @@ def test_a_sample_that_does_not_say_what_its_words_name_is_told():
         Grounding(Knowing([sample]), READERS).named(sample)
 
 
-def test_a_lower_mean_rank_is_the_better_one():
+def test_a_lower_mean_rank_is_the_better_one_and_rows_are_planned_as_is_said():
     samples = [collage(), collage((2, 0, 1)), collage((1, 0, 2))]
 
     def ranks(sign):
         """Of a network that finds a caption's own picture always first, or always last."""
 
         def score(batch):
+            assert batch.plan.rule == Causal().plan(batch.layout).rule
             return torch.tensor([sign * float(query == item) for query, item in map(str.split, batch.keys)])
 
-        found = PairRetrieval(score, READERS).run(AsUnits(samples), Processes())
+        found = PairRetrieval(score, READERS, attend=Causal()).run(AsUnits(samples), Processes())
         return [one for one in found if one.name.endswith("mean rank")]
 
     for good, bad in zip(ranks(1), ranks(-1), strict=True):

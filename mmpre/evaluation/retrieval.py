@@ -2,14 +2,14 @@
 # P pool size
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmpre.attention import Full
+from mmpre.attention import Attend, Full
 from mmpre.batch import Batch, Row, pack
 from mmpre.data.units import Units
 from mmpre.draw import Draw
@@ -28,7 +28,8 @@ class PairRetrieval:
 
     `score(batch)` gives one number a row, higher for a better match. Pairs are made of the first `rows` units. Where
     it takes long to embed an item, `between(batch)` embeds a batch of all rows once, and the function that it returns
-    scores pairs of them, given the numbers of the items' rows and of the queries'.
+    scores pairs of them, given the numbers of the items' rows and of the queries'. `attend` says who sees whom in a
+    row: what the network's own `attend` says, where that is not Full.
     """
 
     score: Callable[[Batch], Float[Tensor, "B"]] | None
@@ -38,6 +39,7 @@ class PairRetrieval:
     rows: int = 100
     name: str = "retrieval"
     between: Callable[[Batch], Callable[[Tensor, Tensor], Float[Tensor, "P"]]] | None = None
+    attend: Attend = field(default_factory=Full)
 
     def run(self, units: Units, processes: Processes) -> Sequence[Result]:
         count = min(self.rows, len(units))
@@ -66,7 +68,7 @@ class PairRetrieval:
         if self.between is not None:
             own = zip(made[self.query], made[self.item], strict=True)
             whole = [self._row(f"{i}", query, item) for i, (query, item) in enumerate(own)]
-            batch = pack(whole, Full().plan).to(processes.device)
+            batch = pack(whole, self.attend.plan).to(processes.device)
             row_of_P, score = batch.order_B.cpu().argsort(), self.between(batch)
             for start in range(0, len(pairs), chunk):
                 i_P, j_P = torch.tensor(pairs[start : start + chunk]).unbind(1)
@@ -75,7 +77,7 @@ class PairRetrieval:
         for start in range(0, len(pairs), chunk):
             some = pairs[start : start + chunk]
             rows = [self._row(f"{i} {j}", made[self.query][i], made[self.item][j]) for i, j in some]
-            batch = pack(rows, Full().plan).to(processes.device)
+            batch = pack(rows, self.attend.plan).to(processes.device)
             at = torch.tensor([[int(n) for n in key.split()] for key in batch.keys])
             score_PP[at[:, 0], at[:, 1]] = self.score(batch).float().cpu()
         return score_PP

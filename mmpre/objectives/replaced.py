@@ -112,7 +112,7 @@ class Detect(nn.Module):
 
     def truth(self, batch: Batch) -> Bool[Tensor, "M"]:
         """Which of the tokens that are judged are not the row's own."""
-        clean_N, seen_N = _place_by_place(batch, self.role, self.field)
+        clean_N, seen_N = _place_by_place("Detect", batch, self.role, self.field)
         other_N = clean_N != seen_N
         if self.pick is not None:
             return other_N.index_select(0, batch.picked[self.pick].seen_M)
@@ -146,23 +146,22 @@ class CopyOrGuess(nn.Module):
         return batch.layout.index[self.role]
 
     def read(self, state_MD: Float[Tensor, "M D"], batch: Batch, draw: Draw) -> Loss:
-        own_M, shown_M = _place_by_place(batch, self.role, self.head.field)
+        own_M, shown_M = _place_by_place("CopyOrGuess", batch, self.role, self.head.field)
         score_MV, gate_M, same_M = self.head.scores(state_MD), self.gate(state_MD).float(), own_M == shown_M
         guessed_M = F.logsigmoid(-gate_M) - self.head.loss(score_MV, own_M).float()
         chance_M = torch.where(same_M, torch.logaddexp(F.logsigmoid(gate_M), guessed_M), guessed_M)
         right_M = (score_MV.detach().max(1).indices == own_M) & ~same_M
-        metrics = {
-            f"{self.name}_{name}": (x_M.sum(), "tokens") for name, x_M in (("replaced", ~same_M), ("right", right_M))
-        }
+        seen = {"replaced": ~same_M, "right": right_M}
+        metrics = {f"{self.name}_{name}": (value_M.sum(), "tokens") for name, value_M in seen.items()}
         return Loss([Term(self.name, -chance_M.sum(), "tokens")], metrics)
 
 
-def _place_by_place(batch: Batch, role: str, field: str) -> tuple[Tensor, Tensor]:
+def _place_by_place(who: str, batch: Batch, role: str, field: str) -> tuple[Tensor, Tensor]:
     """A role's values in the row itself, and as they are shown."""
     clean_N, seen_N = batch.clean[role][field], batch.seen[role][field]
     if len(clean_N) != len(seen_N):
         raise ValueError(
-            f"Detect: tokens are compared place by place, but {len(clean_N)} clean ones of role {role!r} became "
+            f"{who}: tokens are compared place by place, but {len(clean_N)} clean ones of role {role!r} became "
             f"{len(seen_N)}; use a corruption that moves none"
         )
     return clean_N, seen_N

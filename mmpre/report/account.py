@@ -189,17 +189,17 @@ class Account:
         """Of the steps that were done, as `mmpre plan` counts them; None where it cannot, as without the recipe."""
         if self.found is None:
             return None
+        which = self.found.path if self.found.is_file else self.found.name
         try:
-            stages = plan(self.found.path if self.found.is_file else self.found.name, **self.record["numbers"])[
-                "stages"
-            ]
+            stages = plan(which, **self.record["numbers"])["stages"]
         except (ValueError, TypeError, OSError, RuntimeError, KeyError) as e:
             log.warning("%s: its FLOPs are not told, for it cannot be planned (%s)", self.path, e)
             return None
-        begun = [0, *accumulate(one["steps"] for one in stages)]
-        return sum(
-            one["flops"] * min(one["steps"], max(0, self.step - at)) for one, at in zip(stages, begun, strict=False)
-        )
+        flops, left = 0.0, self.step
+        for one in stages:
+            flops += one["flops"] * min(left, one["steps"])
+            left = max(0, left - one["steps"])
+        return flops
 
     def _ledger(self):
         if not self.ledger.exists():
