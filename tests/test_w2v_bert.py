@@ -507,5 +507,6 @@ def test_spans_are_as_long_as_they_were_asked_for_in_milliseconds(scale):
     for change, length in (({}, 10), ({"span_ms": 120.0}, 3 if scale == "base" else 6), ({"span_ms": 1.0}, 1)):
         recipe = found.build(found.numbers(scale, numbers | change))
         assert recipe.stages[0].tasks[0].view.picks["span"].length == length
+    assert FbankReader(stack=2).token_ms == 20
     with pytest.raises(ValueError, match="wanted more than 0 ms, got 0"):
         FbankReader(stack=2).tokens_in(0)
