@@ -116,19 +116,19 @@ scales = {
     "large": dict(width=1024, depth=24, heads=16, steps=500_000, batch=7_168, micro_batches=64),
 }  # fmt: skip
 
+RETRIEVAL = (Measure("mean rank", less=True), Measure("R@1"))
 claim = Claim(
     says="hiding one side teaches more than hiding both at once, and alignment makes words point at what they name",
     against={
         "joint masking": Against(
             numbers={"joint": True},
-            measure=(
-                Measure("mean rank", less=True),
-                Measure("R@1"),
-                Measure("mlm: mlm_accuracy"),
-                Measure("mrckl: mrckl_accuracy"),
-            ),
+            measure=(*RETRIEVAL, Measure("mlm: mlm_accuracy"), Measure("mrckl: mrckl_accuracy")),
         ),
         "no WRA": Against(numbers={"wra": 0.0}, measure="word to region accuracy"),
+        "no masked regions": Against(numbers={"learn": ("itm", "mlm")}, measure=RETRIEVAL),
+        "no matching": Against(  # nor alignment, which goes with it
+            numbers={"learn": ("mlm", "mrfr", "mrckl")}, measure=("mlm: mlm_accuracy", "word to region accuracy")
+        ),
     },
     quick=dict(steps=1_500, warmup=100),
 )

@@ -73,6 +73,9 @@ CASES = [
     Case("lxmert", "base", 30_522, stated=207.9, counts="modalities encoder"),
     # Portes et al. 2023, section 3: 137M
     Case("mosaicbert", "base", 30_522, stated=137, counts="modalities encoder"),
+    # Warner et al. 2024, section 2.1.2: 149M and 395M
+    Case("modernbert", "base", 50_368, stated=149, counts="modalities encoder"),
+    Case("modernbert", "large", 50_368, rows=2, stated=395, counts="modalities encoder"),
     # Clark et al. 2020, table 1 of the appendix: 110M and 335M, which is the discriminator
     Case("electra", "base", 30_522, stated=110, counts="modalities encoder"),
     Case("electra", "large", 30_522, rows=2, stated=335, counts="modalities encoder"),
