@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from mmpre import markdown
 from mmpre.aside import file_aside
 from mmpre.plugins import find_benchmark
 from mmpre.runs.commit import commit, short
@@ -202,8 +203,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     for name, comparisons in result["benchmarks"].items():
         for told in comparisons:
             headings, *rows = cells(told)
-            lines += [f"## {name}: {told['title']}", "", f"| {' | '.join(headings)} |",
-                      f"|{' --- |' * len(headings)}", *(f"| {' | '.join(row)} |" for row in rows), ""]  # fmt: skip
+            lines += [f"## {name}: {told['title']}", "", markdown.table(headings, rows), ""]
     return "\n".join(lines)
 
 

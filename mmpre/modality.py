@@ -44,3 +44,8 @@ class Modality(Protocol):
     def embed(self, f_NE: Float[Tensor, "N E"], tokens: Tokens, replaced_N: Bool[Tensor, "N"]) -> Float[Tensor, "N D"]:
         """Vectors for the encoder; a replaced token must not show what it replaces."""
         ...
+
+
+def still(reader: Reader) -> Reader:
+    """The reader without what it draws by chance, where it has such a thing."""
+    return reader.still() if hasattr(reader, "still") else reader

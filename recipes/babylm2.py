@@ -10,7 +10,9 @@ Follows  the authors' code (ltgoslo/gpt-bert): a word, hidden or next, is always
          batch of as many tokens, which grows fourfold over the run
 Differs  rows are windows of whole words between [CLS] and [SEP] (theirs: full rows of several segments, without an
          end); spans are drawn evenly (theirs: rarely hidden tokens first, by counters that are carried along); the
-         first warm-up steps begin at 1 / (warmup + 1) of the peak; bytes unless a tokenizer is given
+         first warm-up steps begin at 1 / (warmup + 1) of the peak; the track of images with text and its baselines
+         (GIT, Flamingo) are left out; layers were held against the equations, written in the tests, and published
+         numbers of parameters, not against the authors' code; bytes unless a tokenizer is given
 Expect   not run at paper scale; tiny, a first look: docs/claims/babylm2.md
 Run      mmpre train babylm2 --scale tiny --data "text/*.tar"
 """
@@ -112,7 +114,7 @@ def babylm2(
 
     ends = [0, steps * 7 // 10, steps * 9 // 10, steps]
     stages = [stage(number, ends[number], ends[number + 1]) for number in range(3)]
-    return Recipe(stages, net, modules={"average": Average(net, average)})
+    return Recipe(stages, net, modules={"average": Average(nn.ModuleDict({"net": net, "head": head}), average)})
 
 
 scales = {

@@ -8,8 +8,9 @@ Follows  the authors' code (google-research/electra): a generator of the same de
 Differs  rows are windows of whole words from one text (theirs: mostly two segments, 5 percent of random length); picked
          tokens are drawn without replacement (in theirs one drawn twice gets the mean of two ids), as a share of the
          ordinary ones (theirs: of all, special ones included); the learning rate warms up and then falls along one line
-         (theirs: the line times the warm-up); weights start from a normal distribution that is not cut off; bytes
-         unless a tokenizer is given (theirs: 30,522 word pieces); the two towers of Electric are left out
+         (theirs: the line times the warm-up), from 1 / (warmup + 1) of the peak; weights start from a normal
+         distribution that is not cut off; bytes unless a tokenizer is given (theirs: 30,522 word pieces); the two
+         towers of Electric are left out
 Expect   not run at paper scale
 Run      mmpre train electra --scale tiny --data "text/*.tar"
 """

@@ -12,10 +12,11 @@ Differs  rows have as many regions and words as there are (theirs: 36, and 20 wi
          types learn their first rows too, which the authors' code freezes by its padding index; steps are 20 epochs of
          9.18 million pairs (not checked against the paper); weights of heads start like all others; a question is a
          member of a picture's sample, shown in place of its caption for `ask` of the rows (theirs: a third of all
-         sentences are questions); bytes unless a tokenizer is given (theirs: 30,522 word pieces)
-Expect   not run at paper scale; on collages, detector and people are stood in for: boxes and names are true, the
-         object is the picture shown and its attribute the kind of it, questions come from templates (--questions when
-         they are built). tiny: docs/claims/lxmert.md
+         sentences are questions); the first step is made at 1 / (warmup + 1) of the peak rate (theirs: at 0); bytes
+         unless a tokenizer is given (theirs: 30,522 word pieces)
+Expect   not run at paper scale; on collages, detector and people are stood in for: boxes and names are true, the object
+         is the picture shown and its attribute the kind of it, questions come from templates (--questions when they are
+         built). tiny: docs/claims/lxmert.md
 Run      mmpre train lxmert --scale tiny --data collages/train --sidecar collages/regions/train
 """
 

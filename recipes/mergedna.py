@@ -13,6 +13,7 @@ Differs  where the text is silent: the best pairs of a window are taken one afte
          the draw is 0.05; the loss of masks is divided by the number of merged tokens that a step is to mask, which
          rounding in its rows may miss by a few. Heads (16) and the inner width (2,752) follow from the parameters. Half
          of the windows are read on the other strand (`reverse`); the claim compares ways at equal FLOPs, not wall time.
+         Scores are given to N and three special ids too, and N is a base to be restored (theirs: A, C, G and T).
          Merging was held against ToMe's equations as written in the tests, not against its code
 Expect   not run at paper scale; tiny, a first look: docs/claims/mergedna.md
 Run      mmpre train mergedna --scale tiny --data "genomes/*.tar"

@@ -8,8 +8,11 @@ Follows  the authors' code (cambridgeltl/mirror-bert): no projection head; each 
 Differs  the mean is taken of a text's own pieces alone, or with `--pool mean_std` of [CLS], [SEP] and [MASK] as well
          (the authors' `mean` takes in padding up to 50 places, and changes with it: there is none here); the characters
          are erased where they were drawn (theirs: at their first occurrence); one that lost all heads keeps them
-         (theirs: division by 0); deduplicate the texts: equal ones of a step are pushed apart
-Expect   not run at paper scale
+         (theirs: division by 0); with `roberta` the vocabulary's mask is inserted (theirs: the letters of BERT's, which
+         RoBERTa takes for text), and norms keep BERT's epsilon; deduplicate the texts: equal ones of a step are pushed
+         apart
+Expect   not run at paper scale; its claim, a first look: docs/claims/mirror_bert.md. There each arm is measured at the
+         layer, and centred or not, as is best for it on valid, not with the pooling that it was trained with
 Run      mmpre train mirror_bert --scale tiny --start runs/bert --data "text/*.tar"
 """
 
@@ -97,6 +100,9 @@ claim = Claim(
         "the start alone": Against(numbers={"lr": 1e-12, "steps": 1}, measure="Spearman"),
         "more masked words": Against(numbers={"learn": "words"}, measure="Spearman"),
         "new weights": Against(numbers={"start": ""}, measure="Spearman"),  # the same steps, from random weights
+        "new weights alone": Against(numbers={"start": "", "lr": 1e-12, "steps": 1}, measure="Spearman"),
+        "no dropout": Against(numbers={"dropout": 0.0}, measure="Spearman"),
+        "nothing erased": Against(numbers={"erase": 0}, measure="Spearman"),
     },
     equal="flops",
     numbers=dict(valid_every=50),

@@ -11,7 +11,7 @@ Differs  weights start at random (theirs: Video Swin of Kinetics, BERT); codes b
          for granted in `batch`; 15 percent of a row's own tokens are drawn where attention says (theirs: of a row
          padded to 32 words); the target of a hidden patch is its own code (theirs, in blocks: its left neighbour's, by
          an index that forgets [CLS])
-Expect   not run at paper scale
+Expect   not run at paper scale; its claim, a first look: docs/claims/violet.md
 Run      mmpre train visual_tokens --scale tiny --codes 256 --clip 4 --side-px 32 --framing whole --data moving/train
            --out codes
          mmpre data derive moving/train --by codes --out train-codes       (and moving/valid into valid-codes)

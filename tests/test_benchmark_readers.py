@@ -15,7 +15,7 @@ from mmpre.draw import Draw
 from mmpre.modalities.dna import DnaReader, Kmers
 from mmpre.recipes.benchmarks import readers
 
-KINDS = ("recordings", "genomes", "programs", "films", "animations")
+KINDS = ("recordings", "genomes", "programs", "films", "animations", "regions")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from small_runs import pairs
 from test_cli import run
 
 from mmpre.claims import Against, Claim, Measure
-from mmpre.claims.claim import ClaimOptions, compare
+from mmpre.claims.claim import ClaimOptions, NoResultError, _value, compare
 from mmpre.claims.page import drawn, page
 
 RECIPE = '''
@@ -32,7 +32,8 @@ def small(data: tuple[str, ...] = (), valid: tuple[str, ...] = (), tokenizer: st
 scales = {"tiny": {}}
 claim = Claim(says="more is more", equal="flops", quick={"steps": 4}, against={
     "masked words": Against(numbers={"learn": "masked"}, measure=(
-        Measure("electra: loss", less=True), Measure("electra: loss", less=True, margin=90.0))),
+        Measure("electra: loss", less=True), Measure("electra: loss", less=True, margin=90.0),
+        Measure("a task of other data"))),
 })
 '''
 BEFORE = RECIPE.replace(
@@ -59,6 +60,18 @@ def test_a_margin_allows_the_papers_way_to_be_so_much_worse():
     assert compare(own, worse)["verdict"] == "not reproduced"
     assert compare(own, worse, margin=0.011)["verdict"] == "undecided"
     assert compare(own, worse, margin=0.02)["verdict"] == "reproduced"
+
+
+def test_a_measure_is_found_by_whole_words_and_its_mean_taken():
+    def result(name, value):
+        return {"name": name, "value": value}
+
+    results = [result("a to b R@1", 0.1), result("b to a R@1", 0.3), result("a to b R@10", 0.9), result("rank", 5.0)]
+    answer = {"trained": {"tasks": {"mlm": {"loss": 2.0}}, "results": results}}
+    assert _value(answer, "R@1") == pytest.approx(0.2) and _value(answer, "R@10") == 0.9
+    assert _value(answer, "mlm: loss") == 2.0
+    with pytest.raises(NoResultError, match=r"no result has 'R@5' in its name; there are mlm: loss; a to b R@1"):
+        _value(answer, "R@5")
 
 
 def words_of(tmp_path, recipe=RECIPE):
@@ -88,15 +101,22 @@ def test_a_claim_is_made_by_the_command_line_and_taken_up_again(tmp_path, capsys
     for one in told["compared"]:
         assert len(one["own"]) == len(one["other"]) == 2 and one["verdict"]
         assert one["low"] <= one["better by"] <= one["high"]
+    (missing,) = told["not measured"].items()
+    assert missing[0] == "masked words: a task of other data" and "there are electra: loss" in missing[1]
     for kind in ("json", "md", "svg"):
         assert (tmp_path / f"docs/small.{kind}").exists() and (tmp_path / f"claims/claim.{kind}").exists()
     written = (tmp_path / "docs/small.md").read_text()
     assert "(small.svg)" in written and told["made"]["command"] in written and "learn masked" in written
+    assert "Not measured: masked words: a task of other data (claim: no result has" in written
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "claims").rglob("metrics.jsonl")}
     assert len(made) == 4
     code, out, err = run(capsys, *words, "--json")
     assert code == 0 and json.loads(out) == told, err
     assert {path: path.stat().st_mtime_ns for path in made} == made
+    with monkeypatch.context() as patch:
+        patch.setattr(Against, "measures", property(lambda self: (Measure("a task of other data"),)))
+        code, _, err = run(capsys, *words)
+    assert code == 2 and "no result has 'a task of other data' in its name; there are electra: loss" in err, err
     code, out, err = run(capsys, *words, "--steps", "9")
     assert code == 2 and "made in another way: steps: 4 there, 9 here" in err and "another --out" in err, err
 

@@ -18,11 +18,12 @@ from mmpre.data.shards import shard_writer
 from mmpre.encoder import llama_encoder
 from mmpre.evaluation.cards import CardError, card_beside
 from mmpre.evaluation.collapse import collapse, rank_me, spread
-from mmpre.evaluation.evaluate import evaluate, kept, markdown
+from mmpre.evaluation.evaluate import evaluate, kept
 from mmpre.evaluation.features import pooled
+from mmpre.evaluation.page import markdown
 from mmpre.evaluation.probe import Known, classify, regress
-from mmpre.evaluation.results import gain, mean, statistic
-from mmpre.evaluation.search import chance_of_mrr, first_right, search
+from mmpre.evaluation.results import NotMeasured, gain, mean, statistic
+from mmpre.evaluation.search import Found, chance_of_mrr, first_right, search
 from mmpre.evaluation.suite import card_tasks
 from mmpre.modalities.dna import Dna, DnaReader
 from mmpre.network import Network
@@ -90,10 +91,10 @@ def test_a_gain_is_taken_row_by_row_in_the_direction_that_is_better():
 
 def test_search_ranks_the_best_right_item():
     unit_PD = np.eye(6)
-    rank_Q, count_Q = first_right(unit_PD, unit_PD, [*"aabbcd"], [*"aabbcd"])
-    assert rank_Q.tolist() == [0] * 6 and count_Q.tolist() == [2, 2, 2, 2, 1, 1]
-    rank_Q, _ = first_right(unit_PD, unit_PD, [*"aabbcd"], [*"aabbcd"], alike=True)  # all others are equally far
-    assert rank_Q.tolist() == [2.0] * 4 + [-1.0] * 2
+    found = first_right(unit_PD, unit_PD, [*"aabbcd"], [*"aabbcd"])
+    assert found.rank_Q.tolist() == [0] * 6 and found.right_Q.tolist() == [2, 2, 2, 2, 1, 1]
+    found = first_right(unit_PD, unit_PD, [*"aabbcd"], [*"aabbcd"], alike=True)  # all others are equally far
+    assert found.rank_Q.tolist() == [2.0] * 4  # c and d have no other
     turned = np.roll(unit_PD, 1, 0)
     r1, r5, mrr, median = search("turned", unit_PD, turned, range(6), range(6))
     assert (r1.value, r1.chance) == (0.0, pytest.approx(1 / 6)) and r5.chance == pytest.approx(5 / 6)
@@ -101,6 +102,28 @@ def test_search_ranks_the_best_right_item():
     assert mrr.value == pytest.approx(1 / 4) and mrr.chance == pytest.approx(sum(1 / k for k in range(1, 7)) / 6)
     orders = [min(order.index(i) for i in (0, 1)) for order in itertools.permutations(range(5))]
     assert chance_of_mrr(5, 2) == pytest.approx(np.mean([1 / (one + 1) for one in orders]))
+
+
+def test_a_tie_is_found_as_often_as_any_order_of_it_would_find_it():
+    for wrong_above, wrong_tied, right_tied in itertools.product(range(3), range(4), range(1, 4)):
+        score_1P = np.array([[2.0] * wrong_above + [1.0] * (wrong_tied + right_tied) + [0.0] * 2])
+        right_1P = np.array([[False] * (wrong_above + wrong_tied) + [True] * right_tied + [False, True]])
+        found = Found.by(score_1P, right_1P)
+        for k in (1, 2, 3, 5):
+            hits = [
+                any(order[: max(0, k - wrong_above)])
+                for order in itertools.permutations([False] * wrong_tied + [True] * right_tied)
+            ]
+            assert found.within(k) == pytest.approx([np.mean(hits)])
+    constant_PP = np.zeros((20, 20))
+    assert Found.by(constant_PP, np.eye(20, dtype=bool)).within(10) == pytest.approx(np.full(20, 0.5))  # as chance
+
+
+def test_nothing_to_search_is_told():
+    with pytest.raises(NotMeasured, match="there are 0 queries and 3 items; look at the task's members"):
+        search("empty", np.zeros((0, 4)), np.zeros((3, 4)), [], [1, 2, 3])
+    with pytest.raises(NotMeasured, match="none of 2 queries has a right item"):
+        search("strange", np.zeros((2, 4)), np.zeros((3, 4)), [8, 9], [1, 2, 3])
 
 
 def test_collapse_is_told_from_spread():
@@ -173,6 +196,32 @@ def test_a_run_is_measured_by_the_card_of_its_data_and_keeps_what_was_found(run,
     assert printed.endswith(markdown(kept(run))) and "mmpre train masked --scale tiny" in printed
     assert "seed 0" in printed and re.search(r"4 steps in \d+\.\d minutes", printed)
     assert "| grey: brightness: linear probe | 30 | 1.000 (1.000 to 1.000) |" in markdown(kept(run))
+
+
+def test_runs_that_differ_by_their_seed_are_told_together(run, tmp_path, capsys):
+    numbers = {name: one for name, one in load(run).record["numbers"].items() if name in (*TINY, "data", "valid")}
+    runs = [
+        mmpre.train("masked", scale="tiny", out=tmp_path / f"{seed}", steps=4, options=RunOptions(seed=seed), **numbers)
+        for seed in (0, 1)
+    ]
+    both = [evaluate(one, kinds=["classification"]) for one in runs]
+    evaluate(runs[1], untrained=False, bags=False, data=load(run).record["numbers"]["valid"])  # counts once
+    evaluate(runs[1], kinds=["classification"])
+    main(["eval", *map(str, runs), "--table"])
+    printed = capsys.readouterr().out
+    assert printed.count("mmpre train") == 1 and "seeds 0, 1, commit" in printed and "minutes each" in printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("| masked: loss |")]
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    trained, untrained = (np.array([one[which]["tasks"]["masked"]["loss"] for one in both]) for which in
+                          ("trained", "untrained"))  # fmt: skip
+    assert cells[2] == f"{trained.mean():.3f} ± {trained.std(ddof=1):.3f}"
+    assert cells[3] == f"{untrained.mean():.3f} ± {untrained.std(ddof=1):.3f}"
+    middle, low, high = (float(one) for one in re.findall(r"-?\d+\.\d+", cells[4]))
+    better = untrained - trained  # a loss: lower is better
+    assert middle == pytest.approx(better.mean(), abs=1e-3)
+    reach = 12.706 * better.std(ddof=1) / 2**0.5  # Student's t of one degree of freedom
+    assert (low, high) == pytest.approx((middle - reach, middle + reach), abs=2e-3)
+    assert "| grey: brightness: linear probe | 30 | 1.000 ± 0.000 | 1.000 ± 0.000 |" in printed
 
 
 def test_the_untrained_network_is_the_one_that_the_seed_draws(run):

@@ -424,7 +424,9 @@ def trained(count=40, **numbers):
         loss.total(batch.counts).backward()
         nn.utils.clip_grad_norm_(recipe.module().parameters(), 1.0)
         optimizer.step()
-        told.append({term.name: term.sum.item() / len(batch.picked["span"]) for term in loss.terms})
+        count = len(batch.picked["span"])
+        used, _ = loss.metrics["perplexity"]
+        told.append({term.name: term.sum.item() / count for term in loss.terms} | {"codes": used.item() / count})
     return told
 
 
@@ -434,6 +436,13 @@ def test_it_learns():
     first, last = ({name: sum(one[name] for one in some) / 5 for name in told[0]} for some in (told[:5], told[-5:]))
     assert last["contrast"] < 0.95 * first["contrast"]
     assert last["predict"] < 0.99 * math.log(16)
+
+
+def test_codes_collapse_where_they_are_learned_from_being_predicted_alone():
+    both, alone = (trained(120, **some) for some in ({}, {"contrast": 0.0, "through": True}))
+    ours, theirs = (np.mean([one["codes"] for one in told[-10:]]) for told in (both, alone))
+    assert theirs < 0.5 * ours
+    assert np.mean([one["predict"] for one in alone[-10:]]) < np.mean([one["predict"] for one in both[-10:]])
 
 
 def sounds_in(folder, count=12):
@@ -492,10 +501,23 @@ def test_a_collapsed_codebook_is_seen(tmp_path):
 
 def test_the_claims_arms_are_recipes():
     found = find_recipe("w2v_bert")
-    for arm in found.claim.against.values():
-        recipe = found.build(found.numbers("tiny", {**found.claim.quick, **arm.numbers}))
-        weights = recipe.stages[0].tasks[0].objective
-        assert weights.through and weights.weights == {"contrast": 0.0, "diversity": 0.1, "predict": 1.0}
+    arms = {
+        name: found.build(found.numbers("tiny", {**found.claim.quick, **arm.numbers}))
+        for name, arm in found.claim.against.items()
+    }
+    own = found.build(found.numbers("tiny", found.claim.quick))
+    weights = {name: recipe.stages[0].tasks[0].objective for name, recipe in arms.items()}
+    assert weights["no contrast"].through
+    assert weights["no contrast"].weights == {"contrast": 0.0, "diversity": 0.1, "predict": 1.0}
+    alone = weights["contrast alone"]
+    assert not alone.through and alone.weights == {"contrast": 1.0, "diversity": 0.1, "predict": 0.0}
+    # as deep as ours, and every layer learns
+    blocks = arms["contrast alone"].network.encoder.blocks
+    assert len(blocks) == len(own.network.encoder.blocks)
+    task = arms["contrast alone"].stages[0].tasks[0]
+    batch = batch_of(task, of_tones(4, 0), epoch=0)
+    alone(batch, Draw.micro_batch(0, 0, 0, 0)).total(batch.counts).backward()
+    assert all(weight.grad is not None and weight.grad.any() for weight in blocks.parameters())
 
 
 @pytest.mark.parametrize("scale", ["tiny", "base", "v2"])

@@ -93,7 +93,8 @@ def test_reading_finds_the_region_without_which_a_hidden_name_is_lost(off, expec
     sample = collage((2, 0, 1))
     looking = Looking(sample, off)
     reading = Reading(looking, lambda state_M, tokens, index_M: state_M, READERS)
-    cost_WR = reading.costs(sample, Processes())
+    named_W, cost_WR = reading.costs(sample, Processes())
+    assert named_W.tolist() == [0, 1, 2]
     lengths = [len(NAMES[n]) for n in (2, 0, 1)]
     assert cost_WR.tolist() == torch.diag(2.0 * torch.tensor(lengths)).roll(off, 1).tolist()
     (result,) = reading.run(AsUnits([sample]), Processes())

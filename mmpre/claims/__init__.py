@@ -9,7 +9,7 @@ OWN = "own"  # the arm that is the paper's
 
 @dataclass(frozen=True)
 class Measure:
-    """What two ways are compared by: a part of the names of results that `mmpre eval` tells, whose mean is taken, or
+    """What two ways are compared by: words in the names of results that `mmpre eval` tells, whose mean is taken, or
     "TASK: METRIC".
 
     With `less` a lower value is better. The paper's own way may be worse by `margin` and still counts as no worse;

@@ -6,7 +6,7 @@ page.py how it is told.
 """
 # S seeds
 
-import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
 
 from mmpre.claims import OWN, Claim
 from mmpre.claims.one_run import ClaimRun
 from mmpre.claims.page import write
 from mmpre.claims.runs import carry_out
+from mmpre.data.remote import public
+from mmpre.markdown import student_interval
 from mmpre.plan import plan
 from mmpre.plugins import LoadedRecipe, find_recipe
 from mmpre.runs.command import flag
@@ -53,6 +54,10 @@ class ClaimOptions:
                 raise ValueError(f"claim: {name} must be at least 1, got {getattr(self, name)}")
 
 
+class NoResultError(ValueError):
+    """No result has what a claim compares by in its name."""
+
+
 @dataclass(frozen=True)
 class Arm:
     """One way to train: what differs from the claim's numbers, all numbers, steps, and FLOPs of a step."""
@@ -70,13 +75,18 @@ def claim(
 ) -> dict[str, Any]:
     """Train and measure all arms, and say of each comparison what was seen. Kept as claim.json, .md and .svg in `out`.
 
-    `numbers` override the recipe's for all arms, such as data. Raises ValueError for a recipe without a claim, for a
-    folder that holds other runs, and for a measure that no evaluation gives; RunError that names the runs that failed.
+    `numbers` override the recipe's for all arms, such as data. A measure that the data at hand does not give is told as
+    not measured, with what there was. Raises ValueError for a recipe without a claim, for a folder that holds other
+    runs, and where nothing could be measured; RunError that names the runs that failed.
     """
     found, out, options = find_recipe(recipe), Path(out), options or ClaimOptions()
     stated: Claim | None = found.claim
     if stated is None:
         raise ValueError(f"claim: recipe {found.name} states none; put `claim = Claim(...)` into its file")
+    if options.on and not stated.kinds:
+        raise ValueError(
+            f"claim: --on names sets whose tasks are measured, but {found.name}'s claim measures none of them"
+        )
     shared = {**(stated.quick if options.quick else stated.numbers), **numbers}
     arms = _arms(found, recipe, scale, stated, shared)
     before = _before(stated, found.numbers(scale, shared), quick=options.quick)
@@ -89,16 +99,22 @@ def claim(
     for run in (*first, *runs.values()):
         run.check()
     carry_out([*first, *runs.values()], options.at_once)
-    compared = []
+    compared, missing = [], {}
     for name, one in stated.against.items():
         for measure in one.measures:
-            own_S, other_S = (
-                np.array([_value(runs[arm, seed].answer, measure.name) for seed in range(options.seeds)])
-                for arm in (OWN, name)
-            )
+            try:
+                own_S, other_S = (
+                    np.array([_value(runs[arm, seed].answer, measure.name) for seed in range(options.seeds)])
+                    for arm in (OWN, name)
+                )
+            except NoResultError as error:
+                missing[f"{name}: {measure.name}"] = str(error)
+                continue
             result = compare(own_S, other_S, less=measure.less, margin=measure.margin)
             about = {"measure": measure.name, "less": measure.less, "margin": measure.margin}
             compared.append({"against": name, **about, **result})
+    if not compared:
+        raise ValueError("; ".join(missing.values()))
     alike = [arm for arm in arms.values() if "steps" not in arm.changes]
     flops = [arm.flops * arm.steps for arm in alike]
     told = {
@@ -110,7 +126,7 @@ def claim(
         "arms": {
             name: _told(arm, [runs[name, seed] for seed in range(options.seeds)]) for name, arm in arms.items()
         },
-        "compared": compared, "made": _made([*first, *runs.values()], options)
+        "compared": compared, "not measured": missing, "made": _made([*first, *runs.values()], options)
         | {"command": _command(recipe, out, scale, options, numbers)},
     }  # fmt: skip
     write(told, out, "claim")
@@ -122,9 +138,7 @@ def claim(
 def compare(own_S: np.ndarray, other_S: np.ndarray, *, less: bool = False, margin: float = 0.0) -> dict[str, Any]:
     """Both arms' values over seeds, the mean difference in favour of the first with its interval, and the verdict."""
     better_S = (other_S - own_S) if less else (own_S - other_S)
-    middle, count = float(better_S.mean()), len(better_S)
-    reach = float(student.ppf(0.975, count - 1) * better_S.std(ddof=1) / math.sqrt(count))
-    low, high = middle - reach, middle + reach
+    middle, low, high = student_interval(better_S)
     verdict = "reproduced" if low > -margin else "undecided" if high >= -margin else "not reproduced"
     return {
         "own": own_S.tolist(), "other": other_S.tolist(), "better by": middle, "low": low, "high": high,
@@ -187,12 +201,13 @@ def _value(answer: Mapping[str, Any], measure: str) -> float:
         for name, value in values.items():
             if measure == f"{task}: {name}":
                 return value
-    found = [one["value"] for one in answer["trained"]["results"] if measure in one["name"]]
+    whole = re.compile(rf"(?<!\w){re.escape(measure)}(?!\w)")  # R@1 is no part of R@10
+    found = [one["value"] for one in answer["trained"]["results"] if whole.search(one["name"])]
     if not found:
         known = [f"{task}: {name}" for task, values in answer["trained"]["tasks"].items() for name in values]
         known += [one["name"] for one in answer["trained"]["results"]]
         left_out = "".join(f"; not measured: {name} ({why})" for name, why in answer.get("not measured", {}).items())
-        raise ValueError(f"claim: no result has {measure!r} in its name; there are {'; '.join(known)}{left_out}")
+        raise NoResultError(f"claim: no result has {measure!r} in its name; there are {'; '.join(known)}{left_out}")
     return float(np.mean(found))
 
 
@@ -219,7 +234,7 @@ def _made(runs: Sequence[ClaimRun], options: ClaimOptions) -> dict[str, Any]:
 def _command(recipe: str | Path, out: Path, scale: str, options: ClaimOptions, numbers: Mapping[str, Any]) -> str:
     """What makes all of it again."""
     words = ["mmpre", "claim", str(recipe), "--scale", scale]
-    given = {**asdict(options), **numbers, "out": out}
+    given = {**asdict(options), **public(numbers), "out": out}
     usual = asdict(ClaimOptions())
     for name, value in given.items():
         if name == "json" or (name in usual and usual[name] == value):
@@ -229,4 +244,4 @@ def _command(recipe: str | Path, out: Path, scale: str, options: ClaimOptions, n
 
 
 def _as_json(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in numbers.items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in public(numbers).items()}

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mmpre.data.remote import public
 from mmpre.evaluation.evaluate import evaluate, kept
 from mmpre.foreseen import foreseen
 from mmpre.plugins import find_recipe
@@ -21,13 +22,13 @@ from mmpre.processes.stopping import die_with_parent
 from mmpre.runs.metrics import read_metrics, seconds_of
 from mmpre.runs.options import RunOptions
 from mmpre.runs.record import read_record
-from mmpre.runs.record_check import RunError, differences
+from mmpre.runs.record_check import MOVED, RunError, differences
 from mmpre.runs.run import resume, train
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClaimRun:
-    """What one arm of a claim is with one seed. `measured` is None for a run that others only start from."""
+    """What one arm of a claim is with one seed. `sets` is None for a run that others only start from."""
 
     arm: str
     folder: Path
@@ -58,9 +59,13 @@ class ClaimRun:
         """Refuse a folder that holds another run."""
         if not (self.folder / "run.json").exists():
             return
-        record = read_record(self.folder)
+        record, numbers = read_record(self.folder), self.found.numbers(self.scale, self.numbers)
         how = replace(RunOptions(**record["options"]), seed=self.options.seed)
-        if other := differences(record, self.found, self.found.numbers(self.scale, self.numbers), how):
+        told = [differences(record, self.found, numbers, how)]
+        for name in (name for name in MOVED if name in numbers):
+            was, now = record["numbers"].get(name), json.loads(json.dumps(public(numbers[name])))
+            told += [f"{name}: {was!r} there, {now!r} here"] if was != now else []
+        if other := "; ".join(filter(None, told)):
             raise ValueError(f"claim: {self.folder} was made in another way: {other}; give another --out")
 
     @property
@@ -83,8 +88,9 @@ class ClaimRun:
         """What was measured of it, if it was."""
         if self.sets is None or not self.trained:
             return None
-        some = [one for one in kept(self.folder) if one["step"] == self.steps and one.get("kinds") == list(self.kinds)]
-        return next((one for one in reversed(some) if not self.sets or one["sets"] == list(self.sets)), None)
+        asked = {"data": [], "sets": list(self.sets), "kinds": list(self.kinds)}
+        some = [one for one in kept(self.folder) if one["step"] == self.steps and one.get("asked") == asked]
+        return some[-1] if some else None
 
     @property
     def done(self) -> bool:
@@ -99,7 +105,9 @@ class ClaimRun:
         if not (self.folder / "run.json").exists():
             train(self.recipe, scale=self.scale, out=self.folder, options=self.options, **self.numbers)
         elif not self.trained:
-            resume(self.folder, threads=self.options.threads)
+            shards = {name: value for name, value in self.numbers.items() if name in MOVED}  # a record has no secrets
+            shards = {name: tuple(value) if isinstance(value, list) else value for name, value in shards.items()}
+            resume(self.folder, threads=self.options.threads, **shards)
         if not self.trained:
             raise RunError(f"{self.folder} was stopped at step {self.step} of {self.steps}")
         if self.sets is not None and self.answer is None:

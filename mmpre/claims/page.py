@@ -1,7 +1,7 @@
 """What a claim came to, for people: a table, and a page in Markdown with a picture and how it was made."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ from rich.table import Table
 
 from mmpre.aside import file_aside
 from mmpre.claims import OWN
+from mmpre.markdown import spread
+from mmpre.markdown import table as as_table
 from mmpre.report.comparison import Comparison, picture
 
 
@@ -38,7 +40,7 @@ def page(told: Mapping[str, Any], name: str) -> str:
     made = told["made"]
     first = "a first look (`--quick`)" if told["quick"] else f"scale `{told['scale']}`"
     compared = [
-        [one["against"], f"{one['measure']}{_kind(one)}", _spread(one["own"]), _spread(one["other"]),
+        [one["against"], f"{one['measure']}{_kind(one)}", spread(one["own"], 4), spread(one["other"], 4),
          f"{one['better by']:.4f} ({one['low']:.4f} to {one['high']:.4f})", f"**{one['verdict']}**"]
         for one in told["compared"]
     ]  # fmt: skip
@@ -50,11 +52,12 @@ def page(told: Mapping[str, Any], name: str) -> str:
     parts = [
         f"# {told['recipe']}: {told['says']}",
         f"{told['seeds']} seeds, {first}. {_equal(told)}",
-        _table(["against", "measure", told["recipe"], "other", "better by (95 %)", "verdict"], compared),
+        as_table(["against", "measure", told["recipe"], "other", "better by (95 %)", "verdict"], compared),
         f"![Each seed's values, their means, and the difference with its interval]({name}.svg)",
         f"Rule: {told['rule']}.",
+        *_not_measured(told),
         "What was trained, the same data order, masks and first weights in all arms of a seed:",
-        _table(["arm", "what differs", "steps", "FLOPs", "seconds of training"], arms),
+        as_table(["arm", "what differs", "steps", "FLOPs", "seconds of training"], arms),
     ]
     if (before := told["before"]) is not None:
         parts.append(
@@ -75,18 +78,23 @@ def page(told: Mapping[str, Any], name: str) -> str:
 def table(told: Mapping[str, Any]) -> Table:
     """Each comparison in a row: means and spread over seeds, the difference, and the verdict."""
     title = f"{told['recipe']}: {told['says']} ({told['seeds']} seeds, equal {told['equal']})"
-    shown = Table(title=title, title_justify="left", caption=f"{_equal(told)} {told['rule']}.", caption_justify="left")
+    caption = " ".join([_equal(told), f"{told['rule']}.", *_not_measured(told)])
+    shown = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for column in ("against", "measure", "own", "other", "better by", "steps", "FLOPs", "seconds", "verdict"):
         shown.add_column(column)
     for one in told["compared"]:
         arms = [told["arms"][arm] for arm in (OWN, one["against"])]
         shown.add_row(
-            one["against"], one["measure"], _spread(one["own"]), _spread(one["other"]),
+            one["against"], one["measure"], spread(one["own"], 4), spread(one["other"], 4),
             f"{one['better by']:.4f} ({one['low']:.4f} to {one['high']:.4f})",
             " / ".join(f"{arm['steps']:,}" for arm in arms), " / ".join(f"{arm['flops']:.3g}" for arm in arms),
             " / ".join(f"{np.mean(arm['seconds']):.0f}" for arm in arms), one["verdict"],
         )  # fmt: skip
     return shown
+
+
+def _not_measured(told: Mapping[str, Any]) -> list[str]:
+    return [f"Not measured: {what} ({why})." for what, why in told.get("not measured", {}).items()]
 
 
 def _equal(told: Mapping[str, Any]) -> str:
@@ -113,12 +121,3 @@ def _changed(numbers: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else "on" if value is True else str(value)
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

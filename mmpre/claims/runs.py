@@ -23,8 +23,8 @@ SAVE_SECONDS = 120.0  # for a run to end its step and save when all are stopped
 def carry_out(runs: Sequence[ClaimRun], at_once: int) -> None:
     """Do what is left of some runs. One that fails is told and the others go on.
 
-    Raises RunError that names all that failed, at the end; KeyboardInterrupt on SIGINT and SIGTERM, after every run
-    was stopped and saved.
+    Raises RunError that names all that failed, at the end; KeyboardInterrupt on SIGINT and SIGTERM, and whatever else
+    went wrong here, after every run was stopped and saved.
     """
     waiting, failed = [run for run in runs if not run.done], {}
     active: dict[ClaimRun, subprocess.Popen] = {}
@@ -43,7 +43,7 @@ def carry_out(runs: Sequence[ClaimRun], at_once: int) -> None:
                     failed[run] = f"it starts from {run.after}"
                 told.show(list(active))
                 time.sleep(POLL_SECONDS)
-        except KeyboardInterrupt:
+        except BaseException:
             told.say("stopping; what was done is kept, the same command goes on")
             for child in active.values():
                 child.terminate()

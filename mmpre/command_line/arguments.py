@@ -16,7 +16,7 @@ def asked_of(rest: list[str], prog: str) -> tuple[Any, dict[str, Any]]:
     """A recipe, and what was asked of it: scale, out, options and the numbers that differ."""
     found = find_recipe(rest[0])
     scale, flags = take(rest[1:], "--scale")
-    kind = recipe_class(found, scale, RunOptions)
+    kind = recipe_class(found, found.defaults(scale), RunOptions)
     scales = ", ".join(found.scales) or "none"
     told = re.sub(r"\n+(?=\S)", "\n\n", found.doc.strip())  # tyro joins the lines of a paragraph
     about = f"{told}\n\nScales (--scale): {scales}. Shown are the defaults of {scale or 'the paper'}."
@@ -44,13 +44,14 @@ def comments(source: str) -> dict[str, str]:
     return dict(re.findall(r"^[ \t]*(\w+)[ \t]*:[^#\n]*#[ \t]*(.*\S)", source, flags=re.MULTILINE))
 
 
-def recipe_class(found: LoadedRecipe, scale: str | None, options: type, *, out: bool = True) -> type:
-    """A dataclass of a recipe's numbers at a scale, `out` where wanted, and further options, for tyro."""
+def recipe_class(
+    found: LoadedRecipe, defaults: Mapping[str, Any], options: type, *,
+    out: str | None = "the run's folder; by default runs/NAME-SCALE-TIME",
+) -> type:  # fmt: skip
+    """A dataclass of a recipe's numbers, `out` where it has a help, and further options, for tyro."""
     told = _source_comments(found.function)
-    place = _helped("the run's folder; by default runs/NAME-SCALE-TIME", str | None)
-    fields: list[tuple] = [("out", place, dataclasses.field(default=None))] if out else []
+    fields: list[tuple] = [("out", _helped(out, str | None), dataclasses.field(default=None))] if out else []
     hints = {name: p.annotation for name, p in inspect.signature(found.function).parameters.items()}
-    defaults = found.defaults(scale)
     for name, kind in hints.items():
         kind = type(defaults[name]) if kind is inspect.Parameter.empty else kind
         fields.append((name, _helped(told.get(name, ""), kind), dataclasses.field(default=_tuple(defaults[name]))))
@@ -74,7 +75,7 @@ def split(asked: Any, options: type) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def changed(numbers: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers that differ from a scale's."""
+    """The numbers that differ from those that hold where nothing is said."""
     return {name: value for name, value in numbers.items() if value != _tuple(defaults[name])}
 
 

@@ -170,19 +170,20 @@ def eval_(rest: list[str]) -> None:
             rows: Rows that the tasks' losses are taken over, at most.
             kinds: Kinds of the cards' tasks that are measured, such as similarity; by default all.
             json: Print JSON for programs.
-            table: Measure nothing, print how runs were made and what was measured before, in Markdown.
+            table: Measure nothing, print how runs were made and what was measured before, in Markdown; runs that
+                differ by their seed are told together.
         """
-        from mmpre.evaluation import evaluate as evaluation
+        from mmpre.evaluation import page
+        from mmpre.evaluation.evaluate import evaluate
 
         if not runs:
-            sys.exit("mmpre eval: name the folder of a run")
+            print("mmpre eval: name the folder of a run", file=sys.stderr)
+            sys.exit(2)
         if table:
-            print(evaluation.page([Path(run) for run in runs]))
+            print(page.page([Path(run) for run in runs]))
             return
         for run in runs:
-            answer = evaluation.evaluate(
-                run, data=data, sidecar=sidecar, best=best, rows=rows, sets=on, kinds=kinds or None
-            )
+            answer = evaluate(run, data=data, sidecar=sidecar, best=best, rows=rows, sets=on, kinds=kinds or None)
             if json:
                 print(as_json(answer))
                 continue
@@ -190,7 +191,7 @@ def eval_(rest: list[str]) -> None:
 
             console = Console(width=None if sys.stdout.isatty() else 160)
             heading = f"{answer['recipe']}, step {answer['step']}, {answer['trained']['rows']} rows"
-            console.print(evaluation.table(heading, answer))
+            console.print(page.table(heading, answer))
             for name, why in answer.get("not measured", {}).items():
                 console.print(f"not measured: {name} ({why})", markup=False, highlight=False)
 

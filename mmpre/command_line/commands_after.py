@@ -93,7 +93,7 @@ def plan(rest: list[str]) -> None:
     for_programs = "--json" in rest
     scale, flags = take([word for word in rest[1:] if word != "--json"], "--scale")
     about = re.sub(r"\n+(?=\S)", "\n\n", found.doc.strip())
-    kind = recipe_class(found, scale, PlanOptions, out=False)
+    kind = recipe_class(found, found.defaults(scale), PlanOptions, out=None)
     asked = tyro.cli(kind, args=flags, prog=f"mmpre plan {rest[0]}", description=about)
     numbers, given = split(asked, PlanOptions)
     options = PlanOptions(**given)
@@ -122,13 +122,16 @@ def claim(rest: list[str]) -> None:
     found = find_recipe(rest[0])
     scale, flags = take(rest[1:], "--scale")
     scale = scale or "tiny"
-    kind = recipe_class(found, scale, ClaimOptions)
+    defaults = found.defaults(scale)
+    if found.claim is not None:
+        defaults |= found.claim.quick if "--quick" in flags else found.claim.numbers
+    kind = recipe_class(found, defaults, ClaimOptions, out="the folder of its runs; by default claims/RECIPE")
     asked = tyro.cli(kind, args=flags, prog=f"mmpre claim {rest[0]}")
     numbers, given = split(asked, ClaimOptions)
     with redirect_stdout(sys.stderr) if given["json"] else nullcontext():  # where trainings tell how far they are
         told = make(
             found.path if found.is_file else found.name, asked.out or Path("claims") / found.name, scale=scale,
-            options=ClaimOptions(**given), **changed(numbers, found.defaults(scale)),
+            options=ClaimOptions(**given), **changed(numbers, defaults),
         )  # fmt: skip
     if given["json"]:
         print(as_json(told))

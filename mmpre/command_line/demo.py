@@ -5,8 +5,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mmpre.evaluation.evaluate import evaluate, table
+from mmpre.evaluation.evaluate import evaluate
 from mmpre.evaluation.grounding import Grounding
+from mmpre.evaluation.page import table
 from mmpre.evaluation.picture import draw
 from mmpre.evaluation.reading import Reading
 from mmpre.evaluation.retrieval import PairRetrieval
@@ -33,6 +34,8 @@ def main(out: Path = Path("demo")) -> None:
                    "valid": (str(data / "valid"),), "valid_sidecar": str(data / "regions" / "valid"),
                    "tokenizer": str(data / "tokenizer.json")}  # fmt: skip
         train("uniter", scale="tiny", out=run, options=RunOptions(save_every=1000), **numbers)
+    if not load(run).record.get("outcome", {}).get("finished"):
+        sys.exit(f"mmpre demo: training was stopped and saved; the same command goes on ({run})")
     answers = {
         split: evaluate(run, data=[str(data / split)], sidecar=str(data / "regions" / split)) for split in SPLITS
     }

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmpre.data.sample import BadMember, Sample
 from mmpre.draw import Draw
-from mmpre.modality import Reader
+from mmpre.modality import Reader, still
 from mmpre.show import show_row
 from mmpre.tokens import Ragged, Tokens
 
@@ -57,7 +57,7 @@ class WithCodes:
         return members | {self.suffix: safetensors.torch.save(told)}
 
     def still(self) -> "WithCodes":
-        return replace(self, reader=self.reader.still()) if hasattr(self.reader, "still") else self
+        return replace(self, reader=still(self.reader))
 
     def show(self, tokens: Tokens, hidden_N: Bool[Tensor, "N"], sample: Sample | None = None) -> Image.Image:
         return show_row(self.reader, tokens, hidden_N, sample)

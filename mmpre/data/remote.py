@@ -54,6 +54,15 @@ def without_secrets(url: str) -> str:
     return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
+def public(value: Any) -> Any:
+    """A value, such as a list of shards, without the secrets of the urls in it: for what is written down or shown."""
+    if isinstance(value, Mapping):
+        return {name: public(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [public(one) for one in value]
+    return without_secrets(value) if isinstance(value, str) and "://" in value else value
+
+
 def check_scheme(url: str) -> None:
     """Raise ShardError for a url that cannot be fetched at all."""
     scheme = scheme_of(url)

@@ -2,21 +2,22 @@
 
 import json
 import logging
+import math
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 
 from mmpre.aside import file_aside
 from mmpre.data.loader import MicroBatches, valid_slots
 from mmpre.data.mixture import sources
+from mmpre.data.remote import public
 from mmpre.evaluation.cards import CardTask, card_beside
 from mmpre.evaluation.results import RESAMPLES, NotMeasured, Result, gain
 from mmpre.evaluation.suite import (
@@ -32,8 +33,8 @@ from mmpre.evaluation.suite import (
 )
 from mmpre.processes.processes import Processes
 from mmpre.recipe import Recipe, Stage
-from mmpre.runs.command import again
 from mmpre.runs.run import Run, RunError, load, open_units
+from mmpre.strict_json import JSONError
 from mmpre.strict_json import read as read_json
 from mmpre.training.loop import Context, held_out
 
@@ -53,7 +54,7 @@ def evaluate(
     left out, the `untrained` network, and by `bags` of pieces what needs no network. Returns {"run", "step", "data",
     "trained": {...}, "untrained": {...}, "trivial": {...}}, each with "tasks" (loss and metrics by task) and "results"
     (name, value, interval, n, chance); "gain" says by how much trained is better than untrained on the same rows, "not
-    measured" why a task is missing. Kept in the run's folder as evaluation.json.
+    measured" why a task or a measure is missing. Kept in the run's folder as evaluation.json.
     """
     opened, begun = load(run, best=best), time.perf_counter()
     stage = opened.recipe.stages[-1]
@@ -62,10 +63,12 @@ def evaluate(
     if not urls and not cards:
         raise RunError(f"{run} has no held-out shards of its own; name some with --data")
     sidecar = sidecar if data else stage.valid_sidecar
+    chosen = None if kinds is None else list(kinds)
     answer: dict[str, Any] = {
-        "run": str(run), "recipe": opened.record["recipe"]["name"], "step": opened.checkpoint.step, "data": list(urls),
-        "sets": [str(folder) for folder in cards], "seed": opened.record["options"]["seed"],
-        "kinds": None if kinds is None else list(kinds), "numbers": dict(opened.record["numbers"]),
+        "asked": {"data": public(data), "sets": [str(one) for one in sets], "kinds": chosen},
+        "run": str(run), "recipe": opened.record["recipe"]["name"], "step": opened.checkpoint.step,
+        "data": public(urls), "sets": [str(folder) for folder in cards], "seed": opened.record["options"]["seed"],
+        "kinds": chosen, "numbers": dict(opened.record["numbers"]),
         "protocol": protocol(),
     }  # fmt: skip
     networks = {"trained": opened.recipe} | ({"untrained": opened.untrained()} if untrained else {})
@@ -76,15 +79,22 @@ def evaluate(
     found: dict[str, dict[str, Result]] = {}
     for name, recipe in networks.items():
         answer[name] = measure_recipe(opened, recipe, urls, sidecar, rows) if urls else {"tasks": {}, "rows": 0}
-        results = [*answer[name].pop("results", []), *_measure_cards(tasks, recipe, answer)]
+        missing = answer.setdefault("not measured", {}) | answer[name].pop("not measured", {})
+        results = [*answer[name].pop("results", []), *_measure_cards(tasks, recipe, missing)]
+        results = list(_numbers(results, missing))
+        answer["not measured"] |= missing
         found[name] = {one.name: one for one in results}
         answer[name]["results"] = [one.as_json() for one in results]
     if tasks and bags:
         subject = Subject(opened.untrained())
-        answer["trivial"] = {"results": [one.as_json() for task in tasks for one in trivial(task, subject)]}
+        found_by_bags = _numbers((one for task in tasks for one in trivial(task, subject)), {})
+        answer["trivial"] = {"results": [one.as_json() for one in found_by_bags]}
     if untrained:
-        gains = {name: gain(one, found["untrained"][name]) for name, one in found["trained"].items()}
+        both = {name: one for name, one in found["trained"].items() if name in found["untrained"]}
+        gains = {name: gain(one, found["untrained"][name]) for name, one in both.items()}
         answer["gain"] = {name: one for name, one in gains.items() if one is not None}
+    if not answer["not measured"]:
+        del answer["not measured"]
     answer["known"] = {title(task): task.baseline for task in tasks if task.baseline}
     answer |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": time.perf_counter() - begun}
     keep(Path(run), answer)
@@ -103,10 +113,19 @@ def measure_recipe(opened: Run, recipe: Recipe, urls: Sequence[str], sidecar: st
     source = MicroBatches.of(stage, units, seed=seed, number=number, held_out=True)
     batches = (source[slot] for slot in valid_slots(stage, rows))
     context = Context(seed, number, processes)
-    answer = {"tasks": held_out(batches, tasks, context), "rows": rows}
-    results: list[Result] = [result for one in recipe.evaluations for result in one.run(units, processes)]
+    told, missing = held_out(batches, tasks, context), {}
+    for task, values in told.items():
+        for name in [name for name, value in values.items() if not math.isfinite(value)]:
+            missing[f"{task}: {name}"] = f"its value is {values.pop(name)}"
+    answer = {"tasks": told, "rows": rows}
+    results: list[Result] = []
+    for one in recipe.evaluations:
+        try:
+            results += one.run(units, processes)
+        except NotMeasured as e:
+            missing[getattr(one, "name", type(one).__name__)] = str(e)
     module.train()
-    return answer | {"results": results}
+    return answer | {"results": results, "not measured": missing}
 
 
 def protocol() -> dict[str, Any]:
@@ -122,9 +141,15 @@ def protocol() -> dict[str, Any]:
 def keep(run: Path, answer: Mapping[str, Any]) -> None:
     """Put an evaluation in the run's file, in place of an earlier one of the same step, data, sets and kinds."""
     about = ("step", "data", "sets", "kinds")
-    others = [one for one in kept(run) if any(one.get(key) != answer.get(key) for key in about)]
+    try:
+        before = kept(run)
+    except JSONError as e:
+        log.warning("%s; it is written anew", e)
+        before = []
+    others = [one for one in before if any(one.get(key) != answer.get(key) for key in about)]
+    text = json.dumps([*others, answer], indent=1, ensure_ascii=False, allow_nan=False)
     with file_aside(run / KEPT) as aside:
-        aside.write_text(json.dumps([*others, answer], indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        aside.write_text(text + "\n", encoding="utf-8")
 
 
 def kept(run: Path) -> list[dict[str, Any]]:
@@ -142,7 +167,16 @@ def _cards(stage: Stage, data: Sequence[str], sets: Sequence[Path | str]) -> lis
     return [] if beside is None else [beside]
 
 
-def _measure_cards(tasks: Sequence[CardTask], recipe: Recipe, answer: dict[str, Any]) -> list[Result]:
+def _numbers(results: Iterable[Result], missing: dict[str, str]) -> Iterator[Result]:
+    """Those that are numbers; the others are told as missing. JSON has none that is not finite."""
+    for one in results:
+        if all(map(math.isfinite, (one.value, one.low, one.high))):
+            yield one
+        else:
+            missing[one.name] = f"its value is {one.value} ({one.low} to {one.high}) over {one.n}"
+
+
+def _measure_cards(tasks: Sequence[CardTask], recipe: Recipe, missing: dict[str, str]) -> list[Result]:
     device = Processes.device_here()
     recipe.module().to(device).eval()
     subject, results = Subject(recipe), []
@@ -150,66 +184,9 @@ def _measure_cards(tasks: Sequence[CardTask], recipe: Recipe, answer: dict[str, 
         try:
             results += measure(task, subject)
         except NotMeasured as e:
-            answer.setdefault("not measured", {})[title(task)] = str(e)
+            missing[title(task)] = str(e)
     for member in dict.fromkeys((task.folder, task.input) for task in tasks):
         task = next(task for task in tasks if (task.folder, task.input) == member)
         with suppress(NotMeasured):  # where no sample can be read, which its tasks have told
             results += spread_of(task, subject)
     return results
-
-
-def table(heading: str, answer: Mapping[str, Any]) -> Table:
-    """Trained beside untrained, each with its 95 percent interval, what needs no network, and what guessing gives."""
-    shown = Table(title=heading, title_justify="left")
-    for column in ("measure", "trained", "untrained", "bag of pieces", "chance"):
-        shown.add_column(column, justify="left" if column == "measure" else "right")
-    before = {one["name"]: one for one in answer.get("untrained", {}).get("results", ())}
-    bags = {one["name"]: one for one in answer.get("trivial", {}).get("results", ())}
-    for one in answer["trained"]["results"]:
-        chance = "" if one["chance"] is None else f"{one['chance']:.3f}"
-        others = (_interval(found.get(one["name"])) for found in (before, bags))
-        shown.add_row(one["name"], _interval(one), *others, chance)
-    for task, values in answer["trained"]["tasks"].items():
-        for name, value in values.items():
-            if name != "loss":
-                untrained = answer.get("untrained", {}).get("tasks", {}).get(task, {}).get(name)
-                shown.add_row(f"{task}: {name}", f"{value:.3f}", "" if untrained is None else f"{untrained:.3f}")
-    return shown
-
-
-def page(runs: Sequence[Path]) -> str:
-    """For a page in Markdown: how each run was made, and what was measured of it, as its folder says."""
-    return "\n\n".join(_made(run) + "\n" + markdown(kept(run)) for run in runs)
-
-
-def _made(run: Path) -> str:
-    opened = load(run)
-    record, outcome = opened.record, opened.record.get("outcome", {})
-    environment = record.get("environment", {})
-    told = [f"seed {record['options']['seed']}", f"commit {str(environment.get('commit', 'unknown'))[:7]}"]
-    told += [f"{environment[name]} {name}" for name in ("threads", "processes") if name in environment]
-    told += [f"torch {environment.get('torch')}", f"started {record['started']}"]
-    if "at" in outcome:
-        took = datetime.fromisoformat(outcome["at"]) - datetime.fromisoformat(record["started"])
-        told.append(f"{outcome['step']:,} steps in {took.total_seconds() / 60:.1f} minutes, starting included")
-    return f"```\n{again(record, opened.found)}\n```\n\n{', '.join(told)}.\n"
-
-
-def markdown(answers: Sequence[Mapping[str, Any]]) -> str:
-    """Results of some evaluations as a table; nothing is rounded but for showing it."""
-    lines = ["| measure | n | trained | untrained | better by | bag of pieces | chance |",
-             "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
-    for answer in answers:
-        others = [{one["name"]: one for one in answer.get(what, {}).get("results", ())}
-                  for what in ("untrained", "trivial")]  # fmt: skip
-        for one in answer["trained"]["results"]:
-            name, gained = one["name"], answer.get("gain", {}).get(one["name"])
-            chance = "" if one["chance"] is None else f"{one['chance']:.3f}"
-            cells = [name, str(one["n"]), _interval(one), _interval(others[0].get(name)), _interval(gained),
-                     _interval(others[1].get(name)), chance]  # fmt: skip
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _interval(one: Mapping[str, Any] | None) -> str:
-    return "" if one is None else f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})"

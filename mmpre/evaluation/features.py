@@ -16,7 +16,7 @@ from mmpre.draw import Draw
 from mmpre.evaluation.results import NotMeasured
 from mmpre.heads.pool import Tower
 from mmpre.masking.protocol import untouched
-from mmpre.modality import Reader
+from mmpre.modality import Reader, still
 from mmpre.network import Network
 from mmpre.tokens import Tokens
 
@@ -112,7 +112,7 @@ def chunks(net: Network, role: str, member: str, samples: Iterable[tuple[int, Sa
 
 def tokenized(reader: Reader, member: str, samples: Iterable[tuple[int, Sample]]) -> Iterator[tuple[int, Tokens]]:
     """The tokens of each window of each sample's member, read without chance; what cannot be read is left out."""
-    reader = reader.still() if hasattr(reader, "still") else reader
+    reader = still(reader)
     for number, sample in samples:
         others = set(reader.suffixes) - set(member.split("|"))
         sample = replace(sample, members={k: v for k, v in sample.members.items() if k not in others})

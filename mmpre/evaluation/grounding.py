@@ -13,7 +13,8 @@ from mmpre.batch import Row, pack
 from mmpre.data.sample import BadMember, Sample
 from mmpre.data.units import Units
 from mmpre.draw import Draw
-from mmpre.evaluation.results import Result, mean
+from mmpre.evaluation.results import NotMeasured, Result, mean
+from mmpre.evaluation.rows import readable
 from mmpre.masking.protocol import untouched
 from mmpre.modality import Reader
 from mmpre.network import Network
@@ -39,7 +40,7 @@ class Grounding:
 
     def run(self, units: Units, processes: Processes) -> Sequence[Result]:
         right, chances = [], []
-        samples = [units.sample(i) for i in range(min(self.rows, len(units)))]
+        samples = readable(units, self.rows, self.readers)
         for sample, word_WD, region_RD in self.states(samples, processes):
             for wanted, tokens in enumerate(self.named(sample)):
                 if tokens and len(region_RD) > wanted:
@@ -75,10 +76,10 @@ class Grounding:
 
 
 def named(reader: Reader, sample: Sample, who: str) -> list[list[int]]:
-    """For each region, the caption's tokens that name it. Raises ValueError where the sample does not say."""
+    """For each region, the caption's tokens that name it. Raises NotMeasured where the sample does not say."""
     try:
         wanted = [region["span"] for region in sample.json()["regions"]]
     except (BadMember, KeyError, TypeError) as e:
-        raise ValueError(f"{who}: sample {sample.key} does not say which words name its regions ({e!r})") from None
+        raise NotMeasured(f"{who}: sample {sample.key} does not say which words name its regions ({e!r})") from None
     spans = reader.spans(sample)
     return [[n for n, (a, b) in enumerate(spans) if a < end and b > start] for start, end in wanted]

@@ -14,6 +14,7 @@ from mmpre.draw import Draw, hashed
 from mmpre.evaluation.markov import markov
 from mmpre.evaluation.results import Result, mean
 from mmpre.heads.vocabulary import Vocabulary
+from mmpre.modality import still
 from mmpre.network import Network
 from mmpre.processes.processes import Processes
 from mmpre.view import View
@@ -69,7 +70,7 @@ class HiddenTokens:
 
     def _batches(self, units: Units) -> Iterator[Batch]:
         rng = torch.Generator().manual_seed(hashed("hidden rows", self.name))
-        readers = {r: one.still() if hasattr(one, "still") else one for r, one in self.network.readers.items()}
+        readers = {role: still(one) for role, one in self.network.readers.items()}
         made = []
         for number in torch.randperm(len(units), generator=rng)[: self.rows].tolist():
             draw = Draw.row(0, 0, 0, epoch=0, unit=number)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mmpre.batch import Row, pack
 from mmpre.data.units import Units
-from mmpre.evaluation.reconstruction import made_rows
-from mmpre.evaluation.results import Result, statistic
+from mmpre.evaluation.results import NotMeasured, Result, statistic
+from mmpre.evaluation.rows import made_rows
 from mmpre.objectives.one_pass import OnePass, Predict
 from mmpre.processes.processes import Processes
 from mmpre.tokens import Tokens
@@ -42,10 +42,11 @@ class PairRanking:
     @torch.no_grad()
     def run(self, units: Units, processes: Processes) -> Sequence[Result]:
         rows = made_rows(self.view, self.objective.readers, units, self.rows)
-        asked = [one for some in _chunks(row for row, _ in rows) for one in self.answers(some, processes)]
-        truth_R, score_R, by_rule_R = (
-            zip(*(one for one in asked if len(one[0])), strict=True) if asked else ([], [], [])
-        )
+        answers = (one for some in _chunks(row for row, _ in rows) for one in self.answers(some, processes))
+        asked = [one for one in answers if len(one[0])]
+        if not asked:
+            raise NotMeasured(f"{self.name}: no row has a pair of tokens to ask about")
+        truth_R, score_R, by_rule_R = zip(*asked, strict=True)
         told = {"pairs": sum(map(len, truth_R)), "true": int(sum(one.sum() for one in truth_R))}
         kinds = {self.name: score_R} | ({f"{self.name}, {self.rule[0]}": by_rule_R} if self.rule else {})
         return [_over_rows(f"{name}: AUC", truth_R, given_R, told) for name, given_R in kinds.items()]

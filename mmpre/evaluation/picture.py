@@ -64,9 +64,15 @@ def _draw_words(
         words, named = _words(sample, grounding)[1:-1], [[t - 1 for t in one] for one in grounding.named(sample)]
         plan_WR = transport(word_WD, region_RD).numpy()[1:-1]
         _draw_shares(moved, plan_WR, words, named, "where each word's mass goes")
-        cost_WR = reading.costs(sample, processes).clamp(min=0).numpy()
-        names = [" ".join(words[t] for t in one) for one in named if one]
-        _draw_shares(read, cost_WR, names, [[n] for n in range(len(names))], "what a hidden name is read from")
+        named_W, cost_WR = reading.costs(sample, processes)
+        names = [" ".join(words[t] for t in named[region]) for region in named_W.tolist()]
+        _draw_shares(
+            read,
+            cost_WR.clamp(min=0).numpy(),
+            names,
+            [[n] for n in range(len(names))],
+            "what a hidden name is read from",
+        )
 
 
 def _draw_shares(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmpre.batch import Picked, Row, pack
@@ -14,6 +14,7 @@ from mmpre.data.units import Units
 from mmpre.draw import Draw
 from mmpre.evaluation.grounding import named
 from mmpre.evaluation.results import Result, mean
+from mmpre.evaluation.rows import readable
 from mmpre.heads.protocol import Head
 from mmpre.modality import Reader
 from mmpre.network import Network
@@ -37,24 +38,28 @@ class Reading:
 
     def run(self, units: Units, processes: Processes) -> Sequence[Result]:
         right, chances = [], []
-        for i in range(min(self.rows, len(units))):
-            cost_WR = self.costs(units.sample(i), processes)
-            right += (cost_WR.argmax(1) == torch.arange(len(cost_WR))).float().tolist()
+        for sample in readable(units, self.rows, self.readers):
+            named_W, cost_WR = self.costs(sample, processes)
+            right += (cost_WR.argmax(1) == named_W).float().tolist()
             chances += [1 / cost_WR.shape[1]] * len(cost_WR)
         return [mean(self.name, right, chance=sum(chances) / max(len(chances), 1))]
 
     @torch.no_grad()
-    def costs(self, sample: Sample, processes: Processes) -> Float[Tensor, "W R"]:
-        """By how much hiding each region raises the loss of each hidden name, in nats summed over the name's tokens.
+    def costs(self, sample: Sample, processes: Processes) -> tuple[Int[Tensor, "W"], Float[Tensor, "W R"]]:
+        """The regions that names name, and by how much hiding each region raises the loss of each hidden name, in nats
+        summed over the name's tokens.
 
-        Names that the caption was cut before are left out, at its end.
+        Names that the caption was cut before, and those of regions that are not read, are left out.
         """
         draw = Draw.row(0, 0, 0, epoch=0, unit=0)
         tokens = {role: self.readers[role].tokenize(sample, draw) for role in (self.text, self.item)}
-        names = [index for index in named(self.readers[self.text], sample, self.name) if index]
         regions = len(tokens[self.item])
+        found = enumerate(named(self.readers[self.text], sample, self.name)[:regions])
+        names = {region: index for region, index in found if index}
+        if not names:
+            return torch.empty(0, dtype=torch.int64), torch.empty(0, regions)
         rows = []
-        for w, index in enumerate(names[:regions]):
+        for w, index in names.items():
             for region in (None, *range(regions)):
                 replaced = {role: torch.zeros(len(one), dtype=torch.bool) for role, one in tokens.items()}
                 replaced[self.text][index] = True
@@ -69,4 +74,4 @@ class Reading:
         ).float()
         loss_P = loss_M.new_zeros(len(rows)).index_add(0, batch.layout.row_N[place_M], loss_M)
         loss_WC = batch.given(loss_P).view(-1, regions + 1).cpu()
-        return loss_WC[:, 1:] - loss_WC[:, :1]
+        return torch.tensor(list(names)), loss_WC[:, 1:] - loss_WC[:, :1]

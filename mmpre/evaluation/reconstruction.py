@@ -1,17 +1,14 @@
 """How well hidden tokens are predicted, row by row."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from mmpre.batch import Row, pack
-from mmpre.data.sample import BadMember
-from mmpre.data.shards import CorruptSample
+from mmpre.batch import pack
 from mmpre.data.units import Units
-from mmpre.draw import Draw
 from mmpre.evaluation.results import Result, mean
-from mmpre.modality import Reader
+from mmpre.evaluation.rows import made_rows
 from mmpre.objectives.protocol import Objective
 from mmpre.processes.processes import Processes
 from mmpre.view import View
@@ -39,13 +36,3 @@ class Reconstruction:
             losses.append(loss.total(batch.counts).item())
             flats += [v.item() / batch.counts[per] for n, (v, per) in loss.metrics.items() if n.endswith("_flat")]
         return [mean(self.name, losses, chance=sum(flats) / len(flats) if flats else None, less=True)]
-
-
-def made_rows(view: View, readers: Mapping[str, Reader], units: Units, most: int) -> Iterator[tuple[Row, Draw]]:
-    """Rows of the first `most` units that can be read, alike for every network and seed."""
-    for i in range(min(most, len(units))):
-        draw = Draw.row(0, 0, 0, epoch=0, unit=i)
-        try:
-            yield view.row(units.sample(i), readers, draw, lambda role, k: None), draw
-        except (BadMember, CorruptSample):
-            continue

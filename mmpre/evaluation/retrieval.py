@@ -13,7 +13,9 @@ from mmpre.attention import Attend, Full
 from mmpre.batch import Batch, Row, pack
 from mmpre.data.units import Units
 from mmpre.draw import Draw
-from mmpre.evaluation.results import Result, mean
+from mmpre.evaluation.results import NotMeasured, Result, mean
+from mmpre.evaluation.rows import readable
+from mmpre.evaluation.search import Found
 from mmpre.masking.protocol import untouched
 from mmpre.modality import Reader
 from mmpre.processes.processes import Processes
@@ -42,15 +44,17 @@ class PairRetrieval:
     attend: Attend = field(default_factory=Full)
 
     def run(self, units: Units, processes: Processes) -> Sequence[Result]:
-        count = min(self.rows, len(units))
-        score_PP = self.scores([units.sample(i) for i in range(count)], processes).numpy()
+        samples = readable(units, self.rows, self.readers)
+        if len(samples) < 2:
+            raise NotMeasured(f"{self.name}: wanted two rows that can be read, got {len(samples)}")
+        count, score_PP = len(samples), self.scores(samples, processes).numpy()
         results = []
         for way, scores in ((f"{self.query} to {self.item}", score_PP), (f"{self.item} to {self.query}", score_PP.T)):
-            rank_P = ranks(scores)
+            found = Found.by(scores, np.eye(count, dtype=bool))
             for k in (1, 5, 10):
                 if k < count:
-                    results.append(mean(f"{self.name} {way} R@{k}", rank_P < k, chance=k / count))
-            results.append(mean(f"{self.name} {way} mean rank", rank_P + 1, chance=(count + 1) / 2, less=True))
+                    results.append(mean(f"{self.name} {way} R@{k}", found.within(k), chance=k / count))
+            results.append(mean(f"{self.name} {way} mean rank", found.rank_Q + 1, chance=(count + 1) / 2, less=True))
         return results
 
     @torch.no_grad()
@@ -86,10 +90,3 @@ class PairRetrieval:
         roles = {self.query: query, self.item: item}
         roles = {role: roles[role] for role in self.readers if role in roles}
         return Row(key, roles, roles, {role: untouched(tokens).replaced_N for role, tokens in roles.items()}, {})
-
-
-def ranks(score_PP: np.ndarray) -> np.ndarray:
-    """How many columns score higher than a row's own (the diagonal); ties count half."""
-    own_P1 = np.diag(score_PP)[:, None]
-    ties_P = (score_PP == own_P1).sum(1) - 1
-    return (score_PP > own_P1).sum(1) + ties_P / 2

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mmpre.data.sample import Sample
 from mmpre.evaluation.bag import bag
 from mmpre.evaluation.cards import CardTask, read_card
 from mmpre.evaluation.collapse import collapse
@@ -170,7 +171,8 @@ def _right_answers(task: CardTask, split: str, most: int) -> dict[int, str]:
         if task.group:
             value = task.field(sample, task.group)
         else:
-            value = hashlib.sha1(sample.members.get(task.target, b"").strip()).hexdigest()
+            content = _content(sample, task.target)
+            value = None if content is None else hashlib.sha1(content).hexdigest()
         if value is not None:
             found[number] = str(value)
     return found
@@ -180,9 +182,14 @@ def _first_of_each(task: CardTask, split: str, most: int, member: str) -> set[in
     """The number of the first sample with each content of a member."""
     found: dict[bytes, int] = {}
     for number, sample in task.samples(split, most):
-        if member in sample.members:
-            found.setdefault(sample.members[member].strip(), number)
+        if (content := _content(sample, member)) is not None:
+            found.setdefault(content, number)
     return set(found.values())
+
+
+def _content(sample: Sample, member: str) -> bytes | None:
+    """Of a member, or of the first that a sample has of several ("ogg|wav")."""
+    return next((sample.members[one].strip() for one in member.split("|") if one in sample.members), None)
 
 
 def spread_of(task: CardTask, subject: Subject) -> list[Result]:

@@ -50,4 +50,4 @@ def _write(out: Path, module: torch.nn.Module, record: Mapping[str, Any]) -> Non
     }  # fmt: skip
     tensors = {"model": dict(module.state_dict(keep_vars=True)), "optimizer": {}}
     checkpoint.save(out / "checkpoints", 0, tensors, state)
-    (out / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    (out / "run.json").write_text(json.dumps({**record, "numbers": public(record["numbers"])}, indent=2) + "\n")

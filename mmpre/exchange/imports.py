@@ -70,6 +70,9 @@ class Source:
                 f"{folder} is no model that can be imported: {e}; wanted a folder with config.json and safetensors, as "
                 "transformers' save_pretrained and timm's save_for_hf write it"
             ) from None
+        if not isinstance(self.config, dict):
+            kind = type(self.config).__name__
+            raise ImportedError(f"{folder}/config.json must hold an object, got {kind}; put back a copy of it")
         self.places = _tensor_files(folder)
         self.taken: set[str] = set()
 
@@ -249,7 +252,12 @@ def _tensor_files(folder: Path) -> dict[str, tuple[Path, str]]:
     """
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.exists():
-        names = set(read_json(index)["weight_map"].values())
+        told = read_json(index)
+        if not isinstance(told, dict) or not isinstance(told.get("weight_map"), dict):
+            raise ImportedError(
+                f"{index} must hold an object with a weight_map of names and files; put back a copy of it"
+            )
+        names = set(told["weight_map"].values())
         if strange := [name for name in names if not re.fullmatch(r"[A-Za-z0-9._-]+\.safetensors", str(name))]:
             raise ImportedError(f"{index} names files that may not be: {strange}")
         files = [folder / name for name in sorted(names)]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mmpre.data.remote import public
 from mmpre.report import attention, predictions, retrieval, states, transport
 from mmpre.report.opened import Opened, earlier, open_run
 
@@ -48,7 +49,7 @@ def panels(
         take(one, OF_TASKS, number)
     take(opened, OF_NETWORK)
     which = "held-out rows" if opened.held_out else "rows that it was trained on (it has no held-out ones)"
-    return f"Weights of step {opened.step:,}, {which} of {' '.join(opened.urls)}.", made, left_out
+    return f"Weights of step {opened.step:,}, {which} of {' '.join(public(opened.urls))}.", made, left_out
 
 
 def _reason(e: Exception) -> str:

@@ -115,7 +115,7 @@ def _told(query: str, item: str, score_PP: Float[np.ndarray, "P P"], asked: Sequ
     for q in np.linspace(0, len(score_PP) - 1, min(QUERIES, len(score_PP))).round().astype(int).tolist():
         best = np.argsort(-score_PP[q])[:BEST].tolist()
         found.append(Found(asked[q](), [(items[i](), float(score_PP[q, i]), i == q) for i in best]))
-    about = f"the {BEST} best of {len(score_PP)} held-out ones; marked: the right one"
+    about = f"the {BEST} best of {len(score_PP)}; marked: the right one"
     return Retrieved(f"retrieval, {query} to {item}", about, found)
 
 

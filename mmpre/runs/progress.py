@@ -19,7 +19,7 @@ class Progress:
 
     def __init__(self, total: int, out: Path, *, quiet: bool = False) -> None:
         self.total, self.out, self.quiet = total, out, quiet
-        self.console = Console(file=sys.stderr)
+        self.console = Console(file=sys.stderr, markup=False)
         self.losses: dict[str, float] = {}
         self.picked: dict[str, float] = {}
         self.spoke = 0.0
@@ -28,7 +28,8 @@ class Progress:
     def __enter__(self) -> "Progress":
         if not self.quiet and self.console.is_terminal:
             self.bar = Bar(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+                TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}", markup=False),
                 TimeElapsedColumn(), TimeRemainingColumn(), console=self.console,
             )  # fmt: skip
             self.task = self.bar.add_task(str(self.out), total=self.total, rate="")
@@ -41,7 +42,8 @@ class Progress:
 
     def step(self, done: int, one: Step, rate: float) -> None:
         before = self.losses.get(one.task, one.loss)
-        self.losses[one.task] = one.loss if one.skipped else 0.9 * before + 0.1 * one.loss
+        if not one.skipped:  # its loss may be no number
+            self.losses[one.task] = 0.9 * before + 0.1 * one.loss
         for name, share in one.picked.items():
             self.picked[name] = 0.9 * self.picked.get(name, share) + 0.1 * share
         if self.quiet:

@@ -19,7 +19,7 @@ import torch
 from mmpre.aside import file_aside
 from mmpre.data.ledger import Ledger
 from mmpre.data.mixture import sources
-from mmpre.data.remote import without_secrets
+from mmpre.data.remote import public
 from mmpre.plugins import LoadedRecipe
 from mmpre.processes.peers import digest_of_code
 from mmpre.processes.processes import Processes
@@ -158,13 +158,6 @@ def _now() -> str:
 
 
 def _write(out: Path, record: Mapping[str, Any]) -> None:
-    numbers = {name: _public(value) for name, value in record["numbers"].items()}
+    """Where secrets of urls are needed again, `resume` is given the urls anew."""
     with file_aside(out / "run.json") as aside:
-        aside.write_text(json.dumps({**record, "numbers": numbers}, indent=2) + "\n")
-
-
-def _public(value: Any) -> Any:
-    """A number without the secrets of urls; where they are needed again, `resume` is given the urls anew."""
-    if isinstance(value, list | tuple):
-        return [_public(one) for one in value]
-    return without_secrets(value) if isinstance(value, str) and "://" in value else value
+        aside.write_text(json.dumps({**record, "numbers": public(record["numbers"])}, indent=2) + "\n")

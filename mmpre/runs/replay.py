@@ -38,7 +38,7 @@ def replay(run: Path | str, step: int) -> dict[str, Any]:
         raise RunError(f"{run} has no step {step}; its steps are 0 to {sum(s.steps for s in recipe.stages) - 1}")
     saved = _before(opened.path / "checkpoints", number, local)
     stage = recipe.stages[number]
-    if saved is None and (number > 0 or stage.start or options.init):
+    if saved is None and (number > 0 or stage.start or options.init or "imported" in opened.record):
         raise RunError(
             f"{run} has no checkpoint at or before step {step} in its stage; the next time, keep more of them (--keep)"
         )

@@ -277,7 +277,7 @@ def _train_stages(
         session = Session(
             checkpoints=out / "checkpoints", options=options, recipe=recipe, module=module, root=Root(module),
             processes=processes,
-            ledger=ledger, metrics=metrics, progress=progress, stopper=stopper, watchdog=watchdog, **more,
+            ledger=ledger, metrics=metrics, progress=progress, stopper=stopper, watchdog=watchdog, step=first, **more,
         )  # fmt: skip
         moments = (saved.tensors["optimizer"], saved.state["optimizer"]) if saved else None
         for stage in range(number, len(recipe.stages)):

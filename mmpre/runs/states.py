@@ -14,7 +14,7 @@ from mmpre.batch import Batch, Row, pack
 from mmpre.codes import Coder
 from mmpre.data.sample import Sample
 from mmpre.draw import Draw
-from mmpre.modality import Reader
+from mmpre.modality import Reader, still
 from mmpre.network import Network
 from mmpre.processes.processes import Processes
 from mmpre.runs.run import load
@@ -87,8 +87,3 @@ class RunStates:
             value_N = self.network(batch, read=[self.layer]).layer[self.layer]
         for role in batch.layout.roles:
             yield role, value_N.index_select(0, batch.layout.index[role])
-
-
-def still(reader: Reader) -> Reader:
-    """The reader without what it draws by chance, where it has such a thing."""
-    return reader.still() if hasattr(reader, "still") else reader

@@ -26,7 +26,7 @@ def write_pairs(
     with shard_writer(shards, prefix="pairs", maxcount=-(-count // SHARDS)) as sink:
         for i in range(count):
             words = rng.zipf(1.3, size=caption_words(rng)) % (VOCABULARY - len(SPECIALS))
-            tensors = _regions(rng, region_count(rng), features, classes)
+            tensors = regions(rng, region_count(rng), features, classes)
             text = " ".join(f"w{word}" for word in words)
             sink.write({"__key__": f"pair{i:06d}", "txt": text, "regions.safetensors": save(tensors)})
     names = [*SPECIALS, *(f"w{i}" for i in range(VOCABULARY - len(SPECIALS)))]
@@ -45,7 +45,8 @@ def region_count(rng: np.random.Generator) -> int:
     return int(np.clip(np.round(10 + rng.gamma(2.0, 14.5)), 10, 100))
 
 
-def _regions(rng: np.random.Generator, count: int, features: int, classes: int) -> dict[str, np.ndarray]:
+def regions(rng: np.random.Generator, count: int, features: int, classes: int) -> dict[str, np.ndarray]:
+    """Named tensors of a picture's regions, as `RegionReader` wants them."""
     low, size = (rng.uniform(0, 0.5, size=(count, 2)) for _ in range(2))
     soft = rng.gamma(0.02, size=(count, classes)) + 1e-6
     return {

@@ -26,6 +26,11 @@ Animations (WebP, 24 frames of 128 x 128, generated) to the same tubelets:
 
     mmpre           as above
     pillow          webdataset and Pillow in the loading process
+
+Regions (10 to 100 of a picture, 2,048 features and 1,601 soft labels each, in half precision, generated):
+
+    mmpre           from the shard to tokens; shapes, boxes, sums and numbers that are not finite are checked
+    safetensors     webdataset and safetensors, boxes and labels made float32; nothing is checked
 """
 
 import ast
@@ -40,6 +45,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
+import safetensors.torch
 import soundfile
 import torch
 from PIL import Image
@@ -53,22 +60,25 @@ from mmpre.data.video import Segments, Video
 from mmpre.draw import Draw
 from mmpre.modalities.code_graph import CodeReader
 from mmpre.modalities.dna import DnaReader, Kmers
+from mmpre.modalities.regions import RegionReader
 from mmpre.modalities.speech import FbankReader
 from mmpre.modalities.video import VideoReader, middle, tubelets
 from mmpre.modality import Reader
 from mmpre.recipes.benchmarks.harness import serve, take_turns, timed
+from mmpre.recipes.benchmarks.pairs import region_count, regions
 
-description = "one loading worker on recordings, genomes, programs and video, against the bare libraries"
+description = "one loading worker on recordings, genomes, programs, video and regions, against the bare libraries"
 
 RATE_HZ, SECONDS, RECORDINGS, BASES, MEMBERS = 44_100, 3, 48, 65_536, 4
 CLIPS, FRAMES = 12, 8
+PICTURES, FEATURES, CLASSES = 128, 2048, 1601
 MODULES = ("argparse", "statistics", "tarfile", "textwrap", "zipfile")
 
 
 def run(settings: Settings) -> Iterator[Comparison]:
     cases = {
         "recordings": write_recordings, "genomes": write_genomes, "programs": write_programs, "films": write_films,
-        "animations": write_animations,
+        "animations": write_animations, "regions": write_regions,
     }  # fmt: skip
     for title, write in cases.items():
         if settings.cases not in title:
@@ -144,6 +154,14 @@ def write_animations(folder: Path) -> None:
             file = io.BytesIO()
             first.save(file, "WEBP", save_all=True, append_images=others, duration=40, quality=80, method=0)
             sink.write({"__key__": f"animation{i}", "webp": file.getvalue()})
+
+
+def write_regions(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    with shard_writer(folder, prefix="regions") as sink:
+        for i in range(PICTURES):
+            tensors = regions(rng, region_count(rng), FEATURES, CLASSES)
+            sink.write({"__key__": f"picture{i:03d}", "regions.safetensors": safetensors.numpy.save(tensors)})
 
 
 def ours(reader: Reader, data: str, steps: int) -> Turn:
@@ -267,6 +285,23 @@ def film_tubelets(frames: Callable[[bytes], np.ndarray], data: str, steps: int) 
     return timed(each(made, members()), warmup=20, count=steps)
 
 
+def bare_regions(data: str, steps: int) -> Turn:
+    import webdataset
+
+    torch.set_num_threads(1)
+
+    def members() -> Iterator[bytes]:
+        for _ in cycle([0]):
+            for sample in webdataset.WebDataset(sorted(map(str, Path(data).glob("*.tar"))), shardshuffle=False):
+                yield sample["regions.safetensors"]
+
+    def made(member: bytes) -> dict[str, torch.Tensor]:
+        tensors = safetensors.torch.load(member)
+        return tensors | {name: tensors[name].float() for name in ("boxes", "soft")}
+
+    return timed(each(made, members()), warmup=20, count=steps)
+
+
 def our_clips(data: str, steps: int) -> Turn:
     return ours(VideoReader(Video(sampling=Segments(FRAMES, random=False)), 16, 2, middle(112)), data, steps)
 
@@ -284,6 +319,8 @@ CONTENDERS = {
     "animations pillow": partial(film_tubelets, pillow_frames),
     "programs mmpre": lambda **given: ours(CodeReader("bytes", max_length=4096), **given),
     "programs tree-sitter": parse,
+    "regions mmpre": lambda **given: ours(RegionReader(FEATURES, CLASSES), **given),
+    "regions safetensors": bare_regions,
 }
 
 if __name__ == "__main__":
