@@ -117,6 +117,13 @@ def test_a_claim_is_made_by_the_command_line_and_taken_up_again(tmp_path, capsys
         patch.setattr(Against, "measures", property(lambda self: (Measure("a task of other data"),)))
         code, _, err = run(capsys, *words)
     assert code == 2 and "no result has 'a task of other data' in its name; there are electra: loss" in err, err
+    data, valid = (words.index(flag) + 1 for flag in ("--data", "--valid"))
+    code, _, err = run(capsys, *words[:valid], words[data], *words[valid + 1 :])
+    assert code == 2 and f"was made in another way: valid: ['{words[valid]}'] there" in err, err
+    code, _, err = run(capsys, *words, "--on", str(tmp_path))
+    assert code == 2 and "claim: --on names sets whose tasks are measured, but small's claim measures none" in err, err
+    code, out, err = run(capsys, *words, "--steps", "6")  # what holds where it is not --quick
+    assert code == 2 and "made in another way: steps: 4 there, 6 here" in err, err
     code, out, err = run(capsys, *words, "--steps", "9")
     assert code == 2 and "made in another way: steps: 4 there, 9 here" in err and "another --out" in err, err
 

@@ -34,6 +34,7 @@ from mmpre.recipes.imports import wav2vec2_bert as speech_family
 from mmpre.recipes.mae import mae
 from mmpre.recipes.w2v_bert import w2v_bert
 from mmpre.runs.options import RunOptions
+from mmpre.runs.replay import replay
 from mmpre.runs.run import RunError
 from mmpre.tokens import Tokens
 from mmpre.view import View
@@ -288,6 +289,8 @@ def test_a_run_of_imported_weights_is_opened_and_trained(tmp_path):
     mmpre.resume(tmp_path / "run", data=data)
     assert mmpre.load(tmp_path / "run").checkpoint.step == 2
     assert json.loads((tmp_path / "run" / "run.json").read_text())["data"][0]["samples"] == 20
+    with pytest.raises(RunError, match="no checkpoint at or before step 1 in its stage"):
+        replay(tmp_path / "run", 1)  # which did not begin with the weights that a seed draws
     options = RunOptions(workers=0, exact=True, init=str(tmp_path))
     mmpre.train("bert", out=tmp_path / "other", options=options, data=data, **numbers)
     mine, other = (mmpre.load(tmp_path / name).recipe.network.state_dict() for name in ("run", "other"))

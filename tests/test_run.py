@@ -113,6 +113,7 @@ def test_the_share_that_a_pick_really_took_is_logged_in_every_step_and_shown(unb
     one = Step(0, "pitch", 1.5, {}, 1.0, 0.1, counts, [], False, [])
     assert one.picked == {"note": 0.25, "none": 0.0}
     with Progress(1, Path("run")) as progress:
+        progress.say("a hole in cat[/dog] of runs/[a]")  # brackets are no markup
         progress.step(1, one, 100.0)
     assert "pitch 1.500  picked none 0.0 %, note 25.0 %  100 tokens/s" in capsys.readouterr().err
 

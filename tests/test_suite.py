@@ -22,7 +22,7 @@ from mmpre.evaluation.evaluate import evaluate, kept
 from mmpre.evaluation.features import pooled
 from mmpre.evaluation.page import markdown
 from mmpre.evaluation.probe import Known, classify, regress
-from mmpre.evaluation.results import NotMeasured, gain, mean, statistic
+from mmpre.evaluation.results import NotMeasured, Result, gain, mean, statistic
 from mmpre.evaluation.search import Found, chance_of_mrr, first_right, search
 from mmpre.evaluation.suite import card_tasks
 from mmpre.modalities.dna import Dna, DnaReader
@@ -222,6 +222,35 @@ def test_runs_that_differ_by_their_seed_are_told_together(run, tmp_path, capsys)
     reach = 12.706 * better.std(ddof=1) / 2**0.5  # Student's t of one degree of freedom
     assert (low, high) == pytest.approx((middle - reach, middle + reach), abs=2e-3)
     assert "| grey: brightness: linear probe | 30 | 1.000 ± 0.000 | 1.000 ± 0.000 |" in printed
+
+
+def test_what_is_no_number_is_told_and_what_was_kept_before_it_stays_readable(run, monkeypatch):
+    def strange(task, subject):
+        return [Result("a number", 1.0, 1.0, 1.0, 3), Result("none", float("nan"), 0.0, 1.0, 3)]
+
+    def no_number(*arguments, **named):
+        return {"masked": {"loss": float("nan"), "masked": 2.0}}
+
+    monkeypatch.setattr("mmpre.evaluation.evaluate.measure", strange)
+    monkeypatch.setattr("mmpre.evaluation.evaluate.held_out", no_number)
+    answer = evaluate(run, kinds=["classification"], bags=False)
+    assert {one["name"] for one in answer["trained"]["results"]} >= {"a number"}
+    assert answer["trained"]["tasks"] == {"masked": {"masked": 2.0}}
+    assert answer["not measured"]["none"] == "its value is nan (0.0 to 1.0) over 3"
+    assert answer["not measured"]["masked: loss"] == "its value is nan"
+    assert kept(run)[-1]["not measured"] == answer["not measured"]
+    main(["eval", str(run), "--table"])  # which shows what there is
+    (run / "evaluation.json").write_text("[NaN]")
+    assert evaluate(run, kinds=["classification"], bags=False)["step"] == kept(run)[-1]["step"] and len(kept(run)) == 1
+
+
+def test_a_member_of_several_kinds_is_searched_by(run, tmp_path):
+    shutil.copytree(run.parent / "grey", tmp_path / "grey")
+    about = {"kind": "retrieval", "about": "like", "input": "png|jpg", "target": "png|jpg"}
+    (tmp_path / "grey/card.json").write_text(json.dumps({"name": "grey", "tasks": [about]}))
+    answer = evaluate(run, sets=[tmp_path / "grey"], untrained=False, bags=False)
+    # pictures are all different, so that nothing is like another
+    assert "has a right item" in answer["not measured"]["grey: like"]
 
 
 def test_the_untrained_network_is_the_one_that_the_seed_draws(run):

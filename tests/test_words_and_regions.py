@@ -11,7 +11,7 @@ from mmpre.attention import Causal
 from mmpre.data.sample import Sample
 from mmpre.evaluation.grounding import Grounding
 from mmpre.evaluation.reading import Reading
-from mmpre.evaluation.results import gain
+from mmpre.evaluation.results import NotMeasured, gain
 from mmpre.evaluation.retrieval import PairRetrieval
 from mmpre.modalities.regions import RegionReader
 from mmpre.modalities.text import TextReader
@@ -73,17 +73,17 @@ class Looking(torch.nn.Module):
 
     attend = Causal()
 
-    def __init__(self, sample, off=0):
+    def __init__(self, sample, off=0, readers=READERS):
         super().__init__()
-        self.sample, self.off = sample, off
+        self.sample, self.off, self.readers = sample, off, readers
 
     def forward(self, batch, at=None):
         assert batch.plan.rule == self.attend.plan(batch.layout).rule
         cost_N = torch.ones(batch.layout.size)
         replaced_BR = batch.replaced["image"].view(-1, 3)
         for row in range(len(batch.layout)):
-            for region, tokens in enumerate(Grounding(self, READERS).named(self.sample)):
-                places = torch.tensor(tokens) + batch.layout.first("text")[row]
+            for region, tokens in enumerate(Grounding(self, self.readers).named(self.sample)):
+                places = torch.tensor(tokens, dtype=torch.int64) + batch.layout.first("text")[row]
                 cost_N[places] += 2 * replaced_BR[row, (region + self.off) % 3]
         return cost_N[at]
 
@@ -99,6 +99,38 @@ def test_reading_finds_the_region_without_which_a_hidden_name_is_lost(off, expec
     assert cost_WR.tolist() == torch.diag(2.0 * torch.tensor(lengths)).roll(off, 1).tolist()
     (result,) = reading.run(AsUnits([sample]), Processes())
     assert (result.value, result.n) == (expected, 3)
+
+
+def test_a_name_that_a_caption_was_cut_before_is_left_out_and_the_others_keep_their_regions():
+    short = READERS | {"text": TextReader("bytes", max_length=12)}  # "owl, cup, r": region 0 is not named
+    sample = collage()
+    reading = Reading(Looking(sample, readers=short), lambda state_M, tokens, index_M: state_M, short)
+    named_W, cost_WR = reading.costs(sample, Processes())
+    assert named_W.tolist() == [1, 2] and cost_WR.argmax(1).tolist() == [1, 2]
+    (result,) = reading.run(AsUnits([sample]), Processes())
+    assert (result.value, result.n) == (1.0, 2)
+
+
+def test_damaged_rows_are_passed_over_and_what_nothing_says_is_not_measured():
+    samples = [collage(), collage(**{"regions.safetensors": b"junk"}), collage((2, 0, 1)), collage((1, 0, 2))]
+    whole = [one for i, one in enumerate(samples) if i != 1]
+    (result,) = Grounding(Knowing(whole), READERS).run(AsUnits(samples), Processes())
+    assert (result.value, result.n) == (1.0, 9)
+
+    def score(batch):
+        return torch.tensor([float(query == item) for query, item in map(str.split, batch.keys)])
+
+    found = PairRetrieval(score, READERS, attend=Causal()).run(AsUnits(samples), Processes())
+    assert {one.n for one in found} == {3} and found[0].value == 1.0
+    silent = AsUnits([collage(json=json.dumps({"regions": []}).encode())])
+    for evaluation in (
+        Grounding(Knowing(silent.samples), READERS),
+        Reading(Looking(silent.samples[0]), lambda state_M, tokens, index_M: state_M, READERS),
+    ):
+        with pytest.raises(NotMeasured, match="there is nothing to average"):
+            evaluation.run(silent, Processes())
+    with pytest.raises(NotMeasured, match="retrieval: wanted two rows that can be read, got 1"):
+        PairRetrieval(score, READERS, attend=Causal()).run(AsUnits(samples[:2]), Processes())
 
 
 def test_a_sample_that_does_not_say_what_its_words_name_is_told():

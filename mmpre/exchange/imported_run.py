@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mmpre.data.ledger import Ledger
+from mmpre.data.remote import public
 from mmpre.exchange.imports import Report, fill
 from mmpre.plugins import find_recipe
 from mmpre.runs import checkpoint
