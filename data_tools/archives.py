@@ -18,6 +18,7 @@ from typing import BinaryIO
 MAX_BYTES = 2 << 30  # of everything in an archive, unpacked
 MAX_FILES = 200_000
 SUFFIXES = (".deb", ".tgz", ".whl")
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error)
 
 
 class ArchiveError(ValueError):
@@ -67,7 +68,7 @@ def unpack(archive: Path, folder: Path, *, inside: Sequence[str] = ()) -> None:
                 raise ArchiveError(f"wanted {', '.join(SUFFIXES)}, got {archive.suffix or 'no suffix'}")
     except ArchiveError as e:
         raise ArchiveError(f"{archive}: {e}") from None
-    except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError) as e:
+    except (*DAMAGED, EOFError, OSError, RuntimeError) as e:  # the last: encrypted, or compressed in an unknown way
         if isinstance(e, OSError) and not isinstance(e, gzip.BadGzipFile) and e.errno is not None:
             raise  # the disk, not the archive
         raise ArchiveError(f"{archive}: is damaged or unsafe ({e}); download it again") from None
@@ -99,8 +100,8 @@ def _untar(file: BinaryIO, folder: Path, inside: Sequence[str]) -> None:
             name = _name(member.name)
             if member.issym() or member.islnk() or member.isdir():
                 continue
-            if not member.isreg():
-                raise ArchiveError(f"{member.name!r} is neither a file nor a folder")
+            if not member.isreg() or member.sparse is not None:  # a sparse one may claim any size
+                raise ArchiveError(f"{member.name!r} is neither a plain file nor a folder")
             if not inside or name.startswith(tuple(inside)):
                 packed.extract(member, folder, filter="data")
 

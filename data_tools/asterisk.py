@@ -28,7 +28,7 @@ packages = tuple(
     one
     for lang in LANGUAGES
     for one in (
-        Apt(f"asterisk-core-sounds-{lang}-wav", (_SOUNDS,)),
+        Apt(f"asterisk-core-sounds-{lang}-wav", (_SOUNDS,), own=f"{_SOUNDS}/{lang}_*"),
         Apt(f"asterisk-core-sounds-{lang}", (f"{_TEXTS}-{lang}/core-sounds-{lang}.txt.gz",)),
     )
 )
@@ -43,7 +43,7 @@ tasks = (
 
 def build(out: Path, *, source: Path | None = None, fetch: bool = False) -> Path:
     """Write utterances, `SPLIT/LANG-*.tar`: `wav` as it comes, `txt`, `json` (language, prompt, speaker, seconds)."""
-    with unpacked(*packages, source=source, fetch=fetch) as got, whole_folder(out) as aside:
+    with whole_folder(out) as aside, unpacked(*packages, source=source, fetch=fetch) as got:
         utterances, seconds, prompts = [], Counter(), {}
         for lang, sounds, texts in zip(LANGUAGES, got[::2], got[1::2], strict=True):
             (folder,) = sorted((sounds.folder / _SOUNDS).glob(f"{lang}_*"))

@@ -53,7 +53,7 @@ def build(out: Path, *, source: Path | None = None, fetch: bool = False) -> Path
     the labelled part. Of that part come short windows with a class (`fa`, `cls`), for probes: `coding-64-train` and so
     on, `coding-128-*`, `donor-*`, as many of each class; valid is its bases 5.5 to 6 million.
     """
-    with unpacked(*packages, source=source, fetch=fetch) as got, whole_folder(out) as aside:
+    with whole_folder(out) as aside, unpacked(*packages, source=source, fetch=fetch) as got:
         bases, genes = read(got[0].folder / FOLDER)
         checks = check(bases, genes)
         labelled = Sequence("chr2R", bases, {"species": "Drosophila melanogaster"}, genes)

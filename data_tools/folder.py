@@ -13,12 +13,17 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
     Raises: FileExistsError, before any work, if `out` holds something.
     """
+    out = out.absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} is there already and not empty; name a new folder, or remove it to build again")
-    aside = out.absolute().with_name(f".{out.absolute().name}.part")
+    aside = out.with_name(f".{out.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    yield aside
+    try:
+        yield aside
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     if out.exists():
         out.rmdir()
     os.replace(aside, out)

@@ -88,7 +88,7 @@ def build(out: Path, *, source: Path | None = None, fetch: bool = False, concept
     with their motions stands in two splits, and in valid and test no caption stands twice.
     """
     counts = {"train": train, "valid": valid, "test": test} | ({UNSEEN: test} if unseen else {})
-    with unpacked(*packages, source=source, fetch=fetch) as got, whole_folder(out) as aside:
+    with whole_folder(out) as aside, unpacked(*packages, source=source, fetch=fetch) as got:
         stock = (concept.trimmed() for concept in openmoji.drawn(*(one.folder for one in got), side_px=size_px))
         known, others = choose(stock, seen=concepts, unseen=unseen)
         clips = (clip for split, count in counts.items()

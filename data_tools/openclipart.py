@@ -53,7 +53,7 @@ class Drawing:
 
 def build(out: Path, *, source: Path | None = None, fetch: bool = False, side_px: int = 144) -> Path:
     """Write drawings, the longer side `side_px`: `png`, `txt` (the title) and `json` (title, keywords, folder)."""
-    with unpacked(*packages, source=source, fetch=fetch) as got, whole_folder(out) as aside:
+    with whole_folder(out) as aside, unpacked(*packages, source=source, fetch=fetch) as got:
         chosen = list(drawings(got[0].folder / FOLDER))
         drawn = ((split_of(one.title.lower()), one.sample(side_px)) for one in chosen)
         kept = ((split, sample) for split, sample in drawn if sample is not None)

@@ -27,7 +27,7 @@ tasks = (
 
 def build(out: Path, *, source: Path | None = None, fetch: bool = False, side_px: int = 144) -> Path:
     """Write pictures `side_px` high and wide: `png` (see-through ground), `txt` (the name) and `json`."""
-    with unpacked(*packages, source=source, fetch=fetch) as got, whole_folder(out) as aside:
+    with whole_folder(out) as aside, unpacked(*packages, source=source, fetch=fetch) as got:
         root = got[0].folder
         listed = json.loads((root / "data" / "openmoji.json").read_text(encoding="utf-8"))
         chosen = [one for one in listed if one["tags"] and not one["skintone"] and one["group"] != "flags"]

@@ -114,10 +114,14 @@ class Npm:
 
 @dataclass(frozen=True)
 class Apt:
-    """A Debian package. Its archive is unpacked without Debian's tools, which only the download needs."""
+    """A Debian package. Its archive is unpacked without Debian's tools, which only the download needs.
+
+    Where packages share folders, `own` is a pattern of what this one alone brings, such as "usr/share/sounds/en_*".
+    """
 
     name: str
     inside: tuple[str, ...]
+    own: str = ""
     registry: ClassVar[str] = "apt"
 
     @property
@@ -133,7 +137,11 @@ class Apt:
 
     def root(self, folder: Path) -> Path | None:
         tried = (folder, folder.parent, folder / self.name)  # the second for /usr itself
-        return next((f for f in tried if all((f / inside).exists() for inside in self.inside)), None)
+        return next((f for f in tried if self._holds(f)), None)
+
+    def _holds(self, folder: Path) -> bool:
+        whole = all((folder / inside).exists() for inside in self.inside)
+        return whole and (not self.own or any(folder.glob(self.own)))
 
     def version_of(self, root: Path, archive: Path | None) -> str:
         return unquote(archive.name.split("_")[1]) if archive is not None else "of unknown version"

@@ -49,7 +49,7 @@ def build(out: Path) -> Path:
         raise PackageMissingError(
             "pyrodigal: the genome and its gene finder come in package pyrodigal; get it with `pip install pyrodigal`"
         ) from None
-    with unpacked(*packages) as got, whole_folder(out) as aside:
+    with whole_folder(out) as aside, unpacked(*packages) as got:
         ((header, bases),) = read_fasta(got[0].folder / FILE)
         finder = pyrodigal.GeneFinder()
         finder.train(bases)

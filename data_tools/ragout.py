@@ -30,7 +30,7 @@ tasks = (
 
 def build(out: Path, *, source: Path | None = None, fetch: bool = False) -> Path:
     """Write pieces of 65,536 bases: `fa` and `json` (species, strain, sequence, start, end)."""
-    with unpacked(*packages, source=source, fetch=fetch) as got, whole_folder(out) as aside:
+    with whole_folder(out) as aside, unpacked(*packages, source=source, fetch=fetch) as got:
         strains = {name: sorted((got[0].folder / FOLDER / name / "references").glob("*.fasta*")) for name in SPECIES}
         counts = write_splits(aside, _pieces(strains), "ragout")
         listed = {SPECIES[name]: [path.name.split(".")[0] for path in paths] for name, paths in strains.items()}

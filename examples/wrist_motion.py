@@ -66,6 +66,8 @@ class MotionReader:
         member, data = sample.bytes(self.suffixes)
         try:
             series_TC = torch.tensor(np.load(io.BytesIO(data), allow_pickle=False)[:WINDOW], dtype=torch.float32)
+            if series_TC.shape[1:] != (CHANNELS,):
+                raise ValueError(f"got {list(series_TC.shape)}")
             piece_nE = series_TC.reshape(-1, 8 * CHANNELS)
         except Exception as e:  # of numpy's own choice
             raise BadMember("not an array", member, f"wanted [8 n, {CHANNELS}] numbers as .npy ({e})") from None

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from mmpre.absent import Absent
 from mmpre.layout import Layout
 from mmpre.tokens import Tokens
 
@@ -110,7 +111,7 @@ class Views:
 
     def __getitem__(self, name: str) -> Batch:
         if name not in self.views:
-            raise KeyError(f"Views: no view {name!r}; the task makes {sorted(self.views)}")
+            raise Absent(f"Views: no view {name!r}; the task makes {sorted(self.views)}")
         return self.views[name]
 
     @property
@@ -142,6 +143,12 @@ def pack(rows: Sequence[Row], plan_of: Callable[[Layout, Batch], Any]) -> Batch:
     rows = [rows[i] for i in order]
     roles = list(rows[0].seen)
     check_alike(rows, roles)
+    for what, names in (("picks", [set(row.picked) for row in rows]), ("labels", [set(row.labels) for row in rows])):
+        if odd := set.union(*names) - set.intersection(*names):
+            raise ValueError(
+                f"pack: rows of one micro-batch must have the same {what}, some alone have {', '.join(sorted(odd))}; "
+                "let all views of the task make them"
+            )
     clean = {role: Tokens.pack([row.clean[role] for row in rows]) for role in roles}
     seen = {role: Tokens.pack([row.seen[role] for row in rows]) for role in roles}
     layout = Layout({role: seen[role].lengths_B for role in roles})

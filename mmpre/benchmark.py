@@ -135,7 +135,7 @@ def run(which: Iterable[str], settings: Settings, *, as_json: bool = False, out:
         "machine": machine(settings.threads), "command": command(), "repeats": settings.repeats, "seconds": {},
         "benchmarks": {},
     }  # fmt: skip
-    failed = []
+    failed, without = [], []
     for name, module in modules.items():
         done, begun = result["benchmarks"].setdefault(name, []), time.monotonic()
         try:
@@ -150,7 +150,9 @@ def run(which: Iterable[str], settings: Settings, *, as_json: bool = False, out:
             failed.append(str(e))
         else:
             if not done:
-                failed.append(f"bench {name}: no case has {settings.cases!r} in its title")
+                without.append(f"bench {name}: no case has {settings.cases!r} in its title")
+    if not any(result["benchmarks"].values()):
+        failed += without
     if as_json:
         print(json.dumps(result, indent=2))
     elif any(result["benchmarks"].values()):

@@ -45,7 +45,8 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def nearest(self, z_NC: Float[Tensor, "N C"]) -> Int[Tensor, "N"]:
         """The codes of vectors of length 1."""
-        return (z_NC @ self.vectors().mT).argmax(1)
+        with torch.autocast(z_NC.device.type, enabled=False):  # in half precision many would be equally near
+            return (z_NC.float() @ self.vectors().mT).argmax(1)
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:

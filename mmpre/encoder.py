@@ -191,10 +191,12 @@ def modernbert_encoder(
     def norm() -> nn.Module:
         return nn.LayerNorm(width, eps=eps, bias=False)
 
+    near = Window(reach)  # one for all: what a batch's plan makes of an attend is made once for each
+
     def block(i: int) -> Block:
         everywhere = i % every == 0
         attention = Attention(
-            width, heads, attention_dropout, linear_bias=False, within=None if everywhere else Window(reach),
+            width, heads, attention_dropout, linear_bias=False, within=None if everywhere else near,
             rotary=Rotary(width // heads, theta if everywhere else local_theta),
         )  # fmt: skip
         gated = GatedFeedForward(width, hidden or 3 * width // 2, dropout=dropout)

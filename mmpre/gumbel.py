@@ -64,7 +64,8 @@ class GumbelCodes(nn.Module):
             choice_MGV = self._hardest(soft_MGV) - soft_MGV.detach() + soft_MGV
         else:
             choice_MGV = self._hardest(score_MGV)
-        vector_MGc = torch.einsum("mgv,gvc->mgc", choice_MGV, self.vector_GVc.float())
+        with torch.autocast(f_ME.device.type, enabled=False):
+            vector_MGc = torch.einsum("mgv,gvc->mgc", choice_MGV, self.vector_GVc.float())
         return Chosen(vector_MGc.flatten(1), choice_MGV, score_MGV.softmax(2))
 
     @staticmethod

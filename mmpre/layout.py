@@ -114,7 +114,7 @@ class Layout:
 
     def at(self, role: str, index_M: Int[Tensor, "M"]) -> Int[Tensor, "M"]:
         """The places of a role's tokens that are given by their number among the role's tokens."""
-        return self.index[role][index_M]
+        return self.index[role].index_select(0, index_M)  # which, unlike indexing, takes no -1 for the last one
 
     def to(self, device: torch.device | str) -> "Layout":
         """The same layout with its index tensors on a device; what was made already is moved, not made again."""

@@ -129,7 +129,8 @@ def merge_halves(x_ND: Float[Tensor, "N D"], layout: Layout, fewer_B: Int[Tensor
         goal_gn = every_N[start : start + rows * n].view(rows, n)
         if fewer:
             x_gnD = F.normalize(x_ND[start : start + rows * n].float(), dim=-1).view(rows, n, -1)
-            best_ga, partner_ga = (x_gnD[:, ::2] @ x_gnD[:, 1::2].mT).max(-1)
+            with torch.autocast(x_ND.device.type, enabled=False):  # in half precision many would be equally near
+                best_ga, partner_ga = (x_gnD[:, ::2] @ x_gnD[:, 1::2].mT).max(-1)
             from_gf = best_ga.topk(fewer, dim=1).indices
             to_gf = goal_gn.gather(1, 2 * partner_ga.gather(1, from_gf) + 1)
             goal_gn = goal_gn.scatter(1, 2 * from_gf, to_gf)

@@ -96,6 +96,12 @@ class MergingEncoder(nn.Module):
         last_ND = narrowed(self.decode(merged, layout, seen=states.append), at)
         return last_ND if read is None else States(last_ND, {layer: states[layer] for layer in read})
 
+    def check_share(self, share: float) -> None:
+        """Raises ValueError where the local layers cannot leave so small a share of a whole window."""
+        with torch.device("cpu"):  # networks may be made without numbers
+            cut = Windows.of(Layout({"": torch.tensor([self.window])}), self.window, share)
+            by_layers(cut.layout.lengths_B, cut.goal_W, len(self._part(0)), most_neighbours)
+
     def local(
         self, x_ND: Float[Tensor, "N D"], layout: Layout, *, share: float | None = None, seen: Seen | None = None
     ) -> Merged:

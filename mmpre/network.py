@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mmpre.absent import Absent
 from mmpre.attention import Attend, Full, Plan
 from mmpre.batch import Batch
 from mmpre.blocks import Encoder, States
@@ -52,7 +53,7 @@ class Network(nn.Module):
         x = []
         for role in batch.layout.roles:
             if role not in self.modalities:
-                raise KeyError(f"Network: no modality for role {role!r}; it has {', '.join(self.modalities)}")
+                raise Absent(f"Network: no modality for role {role!r}; it has {', '.join(self.modalities)}")
             tokens, replaced = batch.seen[role], batch.replaced[role]
             if clean:
                 tokens, replaced = batch.clean[role], torch.zeros_like(replaced)

@@ -30,4 +30,5 @@ class Projected(nn.Module):
         return self.modality.features(tokens)
 
     def embed(self, f_NE: Float[Tensor, "N E"], tokens: Tokens, replaced_N: Bool[Tensor, "N"]) -> Float[Tensor, "N D"]:
-        return self.project(self.modality.embed(f_NE, tokens, replaced_N))
+        x_ND = self.modality.embed(f_NE, tokens, replaced_N)
+        return self.project(x_ND).to(x_ND.dtype)  # under autocast the states keep their precision

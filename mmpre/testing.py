@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from mmpre.data.sample import BadMember, Sample
 from mmpre.draw import Draw
-from mmpre.masking.exact import ExactShare
-from mmpre.masking.random import RandomTokens
 from mmpre.modality import Modality, Reader
 from mmpre.tokens import Tokens
 
@@ -70,7 +68,7 @@ def check_reader(reader: Reader, samples: Sequence[Sample]) -> None:
         for other in (reader, again):
             _same(tokens, other.tokenize(sample, _draw(i)), "the same sample and draw must give the same tokens")
         _same(tokens, reader.tokenize(sample, _draw(i, step=7)), "a row's tokens must not depend on the step")
-        _check_special(tokens)
+        _check_ordinary(tokens)
         if getattr(reader, "windowed", False):
             _check_windows(reader, sample)
 
@@ -173,13 +171,9 @@ def _check_fields(tokens: Tokens) -> None:
                      f"{one.refers_to!r}, of which there are {sizes[one.refers_to]}", f"{low} to {high}")  # fmt: skip
 
 
-def _check_special(tokens: Tokens) -> None:
+def _check_ordinary(tokens: Tokens) -> None:
     ordinary = int((tokens.special_N < 0).sum())
     _require(ordinary > 0, "a row must have a token that is not special, or raise BadMember", "none")
-    for mask in (RandomTokens(role="it", rate=0.99), ExactShare(role="it", share=0.99)):
-        index_M = mask(tokens, _draw(0))
-        _require(bool((tokens.special_N[index_M] < 0).all()), "special tokens must never be picked", f"{mask}")
-        _require(len(index_M) > 0, "masks must find a token to pick", f"{mask} picked none of {ordinary}")
 
 
 def _check_windows(reader: Reader, sample: Sample) -> None:

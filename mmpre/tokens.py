@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mmpre.absent import Absent
+
 
 @dataclass(frozen=True)
 class Ragged:
@@ -95,7 +97,7 @@ class Tokens:
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.fields:
-            raise KeyError(f"Tokens: no field {name!r}; this modality's reader made {sorted(self.fields)}")
+            raise Absent(f"Tokens: no field {name!r}; this modality's reader made {sorted(self.fields)}")
         return self.fields[name].values
 
     def with_values(self, **values: Tensor) -> "Tokens":

@@ -68,6 +68,13 @@ class View:
     attend: Attend = field(default_factory=Full)
     roles: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        labels = [one.label for one in self.donors.values()] + list(self.labels)
+        if twice := sorted({one for one in labels if labels.count(one) > 1}):
+            raise ValueError(
+                f"View: two of its donors and labels write {', '.join(twice)}; give each a label of its own"
+            )
+
     def row(
         self, sample: Sample, readers: Mapping[str, Reader], draw: Draw, donor: Callable[[str, int], Sample]
     ) -> Row:

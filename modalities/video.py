@@ -69,7 +69,9 @@ class VideoReader:
     def made(self) -> dict[str, bytes]:
         """An animation of as many frames and patches as are taken, each of another grey."""
         side_px = min(self.video.side_px, math.isqrt(self.max_patches) * self.patch_px)
-        kind, data = next(one for one in ("gif", "webp") if one in self.suffixes), io.BytesIO()
+        kind, data = next((one for one in ("gif", "webp") if one in self.suffixes), None), io.BytesIO()
+        if kind is None:
+            raise ValueError(f"VideoReader.made: makes gif or webp, but reads {', '.join(self.suffixes)} alone")
         frames = [Image.new("L", (side_px, side_px), 8 * i % 256) for i in range(self.video.sampling.count)]
         frames[0].save(data, kind, save_all=True, append_images=frames[1:], duration=40)
         return {kind: data.getvalue()}

@@ -111,6 +111,8 @@ def masked(
 
     def code_graph() -> Parts:
         languages = [one for one in LANGUAGES if member in ("", one.suffix)]
+        if not languages:
+            raise ValueError(f"masked: member must be one of {', '.join(o.suffix for o in LANGUAGES)}, got {member!r}")
         reader = CodeReader(
             tokenizer, max_length=length, max_nodes=length // 4, comments=True, about=("txt",), max_comment=length // 4,
             languages=languages,

@@ -296,6 +296,10 @@ def test_refusals_name_what_came():
         some_batch(PerRow((Full(), Causal()), "kind"))
     with pytest.raises(ValueError, match=r"label 'causal' must be a number from 0 to 0, .* got \[0, 1\]"):
         some_batch(PerRow((Full(),), "causal"))
+    with pytest.raises(ValueError, match="PerRow: cannot choose among attends that differ by layer or set positions"):
+        some_batch(PerRow((Layers([Causal()] * 2), Full()), "causal"))
+    with pytest.raises(ValueError, match=r"Plan\.also: wanted an attend of lengths alone, the same in all layers"):
+        Full().plan(layout).also(Layers([Causal()] * 2))
     with pytest.raises(ValueError, match="Together: cannot join attends that differ by layer"):
         Together(Layers([Full()])).plan(layout)
     assert SIZES[2] == (0, 5)  # a row without text is among the rows of these tests

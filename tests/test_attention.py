@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mmpre.attention import Causal, Full, Together, Window
 from mmpre.attention.backends import attend, attention_probabilities
 from mmpre.attention.bias import ALiBi
+from mmpre.attention.explicit import Explicit
 from mmpre.dropout import Dropout
 from mmpre.layout import Layout
 
@@ -270,3 +271,32 @@ def test_the_backend_is_chosen_by_device_type_plan_bias_and_dropout(monkeypatch)
                 backends._best(full, wide, None, 0.0), backends._best(half, wide, None, 0.1),
                 backends._best(half, plan, alibi, 0.0), backends._best(full, plan, alibi, 0.1),
             ]  # fmt: skip
+
+
+@pytest.mark.parametrize("who", [Full(), Causal(), Window(2)], ids=["full", "causal", "window"])
+def test_rows_of_like_length_make_up_one_run_and_nothing_else_changes(who):
+    lengths = [1, 2, 3, 5, 6, 7, 8, 8, 9, 12, 15, 16]
+    plan, qkv = who.plan(layout_of(lengths)), some_qkv(lengths)
+    like, exact = plan.runs(2, like=True), plan.runs(2)
+    assert like.groups == [(8, 8, 8), (4, 16, 16)] and len(exact.groups) == 11
+    weight = torch.linspace(-1, 1, qkv[:, 0].numel(), dtype=qkv.dtype).view_as(qkv[:, 0])
+    found = []
+    for runs in (like, exact):
+        y_NHK = Explicit.apply(*qkv.unbind(1), runs, 0.0)
+        found.append((y_NHK, torch.autograd.grad((y_NHK * weight).sum(), qkv)[0]))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
+    assert plan.runs(2, like=True) is like
+    few = who.plan(layout_of([4, 4, 4, 30]))
+    assert few.runs(2, like=True).groups == few.runs(2).groups  # nothing would be saved
+
+
+def test_what_nobody_sees_is_nothing_where_weights_are_dropped(monkeypatch):
+    lengths = [1, 2, 3, 5, 6, 7]
+    plan, qkv = Full().plan(layout_of(lengths)), some_qkv(lengths)
+    torch.manual_seed(0)
+    y_NHK = Explicit.apply(*qkv.unbind(1), plan.runs(2, like=True), 0.5)
+    assert y_NHK.isfinite().all()
+    row = slice(sum(lengths[:-1]), None)  # what the last row reads is its own alone
+    (gradient,) = torch.autograd.grad(y_NHK[row].sum(), qkv)
+    assert gradient[row].abs().sum() > 0 and not gradient[: row.start].any()

@@ -143,6 +143,16 @@ def test_one_benchmark_that_cannot_run_does_not_stop_the_others(two_benchmarks, 
     assert {"cpu", "cores", "threads", "load", "torch", "commit", "date"} <= printed["machine"].keys()
 
 
+def test_a_case_of_one_benchmark_among_several_is_enough(monkeypatch, capsys):
+    good = SimpleNamespace(run=lambda settings: [comparison(ours=[(2, 1)], theirs=[(1, 1)])])
+    modules = {"good": good, "other": SimpleNamespace(run=lambda settings: [])}
+    monkeypatch.setattr(mmpre.benchmark, "find_benchmark", modules.__getitem__)
+    run(["good", "other"], Settings(cases="12 x 768"))
+    assert "faster by" in capsys.readouterr().out
+    with pytest.raises(BenchmarkError, match="bench other: no case has '12 x 768' in its title"):
+        run(["other"], Settings(cases="12 x 768"))
+
+
 def test_a_page_says_what_was_run_where_and_when_and_shows_each_table(two_benchmarks, monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["/bin/mmpre", "bench", "good", "--cases", "12 x 768"])
     run(["good"], Settings(threads=1), out=tmp_path / "speed.md")

@@ -247,3 +247,31 @@ def test_weights_that_do_not_fit_are_told_with_the_nearest_name_and_nothing_is_l
     ):
         checkpoint.restore_model(module, renamed)
     assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("fused", "device"), [(True, "meta"), (False, "cpu")])
+def test_a_step_counter_goes_where_its_optimizer_makes_it(fused, device):
+    """Torch's fused optimizers want it beside the parameter, which a graphics card's is not on the CPU."""
+    module = nn.Linear(2, 2, bias=False, device="meta")
+    optimizer = torch.optim.AdamW(module.parameters())
+    optimizer.defaults["fused"] = fused
+    tensors = {"weight/step": torch.tensor(3.0), "weight/exp_avg": torch.zeros(2, 2)}
+    checkpoint.restore_optimizer(optimizer, module, tensors, {"tensors": 2, "plain": {}})
+    state = optimizer.state[module.weight]
+    assert (state["step"].device.type, state["exp_avg"].device.type) == (device, "meta")
+
+
+def test_a_checkpoint_that_cannot_be_read_is_passed_over(tmp_path, monkeypatch):
+    module = network()
+    optimizer = trained(module, torch.optim.SGD)
+    for number in (1, 2):
+        save(tmp_path, number, module, optimizer)
+
+    def broken(path, name, about):
+        if path.name.endswith("2"):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(checkpoint, "_verify", broken)
+    assert checkpoint.latest(tmp_path).step == 1
+    with pytest.raises(checkpoint.CheckpointError, match=r"step-00000002 cannot be read \(Input/output error\)"):
+        checkpoint.load(checkpoint.path_of(tmp_path, 2))

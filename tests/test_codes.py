@@ -318,3 +318,11 @@ def test_clips_get_codes_too_and_broken_ones_none(data, tmp_path):
     assert told["lengths"].tolist() == [1 + 3 * 16]
     with pytest.raises(Exception, match="has nothing for it"):
         beside.read(8)
+
+
+def test_codes_are_the_same_in_half_precision():
+    torch.manual_seed(0)
+    book, z_NC = Codebook(4_096, 8), F.normalize(torch.randn(500, 8), dim=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        half_N = book.nearest(z_NC)
+    assert torch.equal(half_N, book.nearest(z_NC))

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -303,9 +304,18 @@ def test_a_broken_build_leaves_no_data_set_and_does_not_stop_the_next(tmp_path):
         (aside / "half.tar").write_bytes(b"x")
         raise KeyboardInterrupt
     assert not out.exists()
+    assert not list(tmp_path.iterdir())
     with whole_folder(out) as aside:
         write_card(aside, name="set", licence="MIT", sources=[], counts={"train": 0}, split_rule="none")
     assert [path.name for path in out.iterdir()] == ["card.json"] and [p.name for p in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_set_is_built_in_the_folder_one_is_in(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with whole_folder(Path(".")) as aside:
+        (aside / "made").write_text("x")
+    assert (tmp_path / "here/made").read_text() == "x"
 
 
 def test_pictures_decode_to_the_size_that_the_truth_says(built):

@@ -342,3 +342,29 @@ def test_a_model_of_speech_gives_the_states_of_its_class(tmp_path):
     config.save_pretrained(tmp_path / "model")
     with pytest.raises(ImportedError, match=r"it has \{'position_embeddings_type': 'rotary'\}, ours"):
         fill(recipe.module(), tmp_path / "model")
+
+
+@pytest.mark.parametrize("more", [{"pretrained": True}, {"checkpoint_path": "evil.pth"}])
+def test_timm_is_told_nothing_of_a_file_but_a_models_name(tmp_path, monkeypatch, more):
+    theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=32, num_heads=4)
+    save_for_hf(theirs, tmp_path, model_args={"img_size": 32, **more}, safe_serialization=True)
+    asked, create = [], timm.create_model
+    monkeypatch.setattr("timm.create_model", lambda name, **told: asked.append((name, told)) or create(name, **told))
+    fill(nn.ModuleDict({"network": a_vit()}), tmp_path)
+    assert asked == [("vit_tiny_patch16_224", {"pretrained": False})]
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architecture": "hf-hub:someone/vit"}))
+    with pytest.raises(ImportedError):
+        fill(nn.ModuleDict({"network": a_vit()}), tmp_path)
+    assert not any("hf-hub" in name for name, _ in asked)
+
+
+def test_a_configuration_that_lacks_a_number_is_told(tmp_path):
+    saved(transformers.BertModel(transformers.BertConfig(**SIZES)), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": "2"}))
+    with pytest.raises(ImportedError, match=r"config\.json: num_hidden_layers must be a whole number, got '2'"):
+        fill(a_recipe(tmp_path).module(), tmp_path)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ImportedError, match=r"config\.json must hold an object, got list"):
+        fill(a_recipe(tmp_path).module(), tmp_path)

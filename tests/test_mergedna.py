@@ -315,3 +315,8 @@ def test_hidden_bases_are_told_beside_a_markov_model():
     network, beside = asked.run(AsUnits(sequences([80] * 12)), Processes.start())
     assert (network.name, beside.name, beside.n) == ("masked bases", "Markov model of order 5", network.n)
     assert beside.protocol == {"counted in": f"the other {network.n - 1} rows"} and beside.chance == network.chance
+
+
+def test_layers_that_cannot_merge_so_far_are_refused_before_a_step_draws_it():
+    with pytest.raises(ValueError, match=r"1 layers? cannot bring"):
+        mergedna(**SMALL | dict(local=1))

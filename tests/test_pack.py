@@ -103,6 +103,11 @@ def test_problems_are_told_together_and_can_be_left_out(pictures, tmp_path):
         ("t.csv", ("image=pth",), "no column pth; it has path, words, who"),
         ("t.csv", (), "say which columns to take, such as --pair image=path text=caption"),
         ("t.csv", ("image",), "wanted member=column, such as image=path"),
+        (
+            "t.csv",
+            ("text=who", "caption=words"),
+            "two columns would become the member txt; give each a name of its own",
+        ),
         ("gone.csv", ("text=words",), "there is no such folder or file"),
         ("sub/p0.PNG", ("text=words",), "wanted a folder, .csv, .tsv, .jsonl or .parquet, got .png"),
     ],
@@ -111,6 +116,16 @@ def test_a_wrong_request_says_what_was_wanted(pictures, tmp_path, source, pair, 
     csv(pictures)
     with pytest.raises(PackError, match=message):
         pack_files(pictures / source, tmp_path / "out", pair=pair)
+
+
+def test_two_columns_do_not_become_one_member_in_silence(pictures, tmp_path):
+    (pictures / "two.csv").write_text("a,b\nsub/p0.PNG,sub/p1.PNG\n")
+    with pytest.raises(PackError, match=r"row 1: sub/p1\.PNG cannot be taken: another column gives .png too"):
+        pack_files(pictures / "two.csv", tmp_path / "out", pair=("image=a", "file=b"))
+    (pictures / "bare").write_bytes(b"x")
+    (pictures / "bare.csv").write_text("a\nbare\n")
+    with pytest.raises(PackError, match="row 1: bare cannot be taken: its name has no suffix"):
+        pack_files(pictures / "bare.csv", tmp_path / "out", pair=("file=a",))
 
 
 def test_an_out_folder_with_something_in_it_or_inside_the_source_is_refused(pictures, tmp_path, capsys):

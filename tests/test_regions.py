@@ -7,7 +7,7 @@ from torch import nn
 
 from mmpre.data.sample import BadMember, Sample
 from mmpre.draw import Draw
-from mmpre.modalities.regions import RegionReader, Regions
+from mmpre.modalities.regions import RegionReader, Regions, _finite
 from mmpre.modality import Modality, Reader
 from mmpre.tokens import Tokens
 
@@ -88,6 +88,15 @@ def test_regions_that_break_the_contract_cost_their_sample_with_a_cause(tensors,
     with pytest.raises(BadMember, match=detail) as caught:
         RegionReader(E, C).tokenize(sample({k: v.contiguous() for k, v in tensors.items()}), DRAW)
     assert (caught.value.cause, caught.value.member) == (cause, "regions.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_what_is_not_finite_is_found_in_every_precision(dtype):
+    every = torch.arange(-(2**15), 2**15).to(torch.int16)  # all that half precision can be
+    value = every.view(dtype) if dtype != torch.float32 else every.view(torch.float16).float()
+    assert 0 < value.isfinite().sum() < len(value)
+    for some in (value, value[value.isfinite()], value[value.isnan()][:1], value[value.isinf()][:1], -value[-1:]):
+        assert _finite(some) == bool(some.isfinite().all())
 
 
 def test_a_reader_or_module_with_impossible_numbers_is_refused():

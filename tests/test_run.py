@@ -191,6 +191,17 @@ def test_a_loss_that_is_not_finite_skips_the_step_names_the_samples_and_then_sto
     assert all(torch.isfinite(w).all() for w in weights(run).values())
 
 
+def test_held_out_rows_that_cannot_be_read_are_told_and_are_no_best(melodies, tmp_path, capsys):
+    with webdataset.ShardWriter(str(tmp_path / "empty-%03d.tar"), verbose=0) as sink:
+        for i in range(12):
+            sink.write({"__key__": f"e{i}", "other": b"x"})
+    unread = {"valid": (str(tmp_path / "empty-000.tar"),)}
+    run = mmpre.train(TONES, out=tmp_path / "run", options=RunOptions(workers=0), **numbers(melodies) | unread)
+    assert "task pitch has no loss that is a number" in " ".join(capsys.readouterr().err.split())
+    assert mmpre.load(run).checkpoint.state["best"] == {"step": None, "loss": None}
+    assert all(line["valid_loss"] == "nan" for line in lines(run) if "valid" in line)
+
+
 def test_the_record_tells_what_was_run(unbroken):
     record = json.loads((unbroken / "run.json").read_text())
     assert record["recipe"]["name"] == "tones"

@@ -26,7 +26,7 @@ from mmpre.gumbel import Chosen, GumbelCodes, perplexity
 from mmpre.modalities.speech import FbankReader, Speech
 from mmpre.network import Network
 from mmpre.objectives.own_codes import Others, OwnCodes
-from mmpre.plan import plan
+from mmpre.plan import PlanOptions, plan
 from mmpre.plugins import find_recipe
 from mmpre.processes.processes import Processes
 from mmpre.recipes.w2v_bert import scales, w2v_bert
@@ -532,3 +532,23 @@ def test_spans_are_as_long_as_they_were_asked_for_in_milliseconds(scale):
     assert FbankReader(stack=2).token_ms == 20
     with pytest.raises(ValueError, match="wanted more than 0 ms, got 0"):
         FbankReader(stack=2).tokens_in(0)
+
+
+@pytest.mark.parametrize("numbers", [{"compare": 8}, {"compare": 0, "values": 32}], ids=str)
+def test_a_step_in_half_precision_costs_about_what_it_costs_in_full(numbers):
+    task = some_recipe(**numbers).stages[0].tasks[0]
+    batch, costs = some_batch(task), []
+    for half in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = task.objective(batch, DRAW)
+        loss.total(batch.counts).backward()
+        costs.append(loss.total(batch.counts).item())
+    assert costs[1] == pytest.approx(costs[0], rel=0.1)
+    assert all(p.grad.isfinite().all() for p in task.objective.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_step_in_several_parts_can_be_planned(precision):
+    told = plan("w2v_bert", options=PlanOptions(precision=precision), **SMALL | dict(micro_batches=2, batch=8))
+    assert told["stages"][0]["flops"] > 0

@@ -8,9 +8,12 @@ backends.py need to know. Those that ask the rows' tokens are in by_tokens.py.
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
@@ -85,7 +88,10 @@ class Plan:
             return self
         made: dict[int, tuple[Attend, Plan]] = self.__dict__.setdefault("made_also", {})
         if id(attend) not in made:  # an attend that is kept keeps its id
-            rule = Both.of(self.rule, attend.plan(self.layout).to(self.device).rule)
+            other = attend.plan(self.layout).to(self.device)
+            if other.layers or other.given_N is not None:
+                raise ValueError("Plan.also: wanted an attend of lengths alone, the same in all layers; use Together")
+            rule = Both.of(self.rule, other.rule)
             made[id(attend)] = attend, replace(self, rule=rule)
         return made[id(attend)][1]
 
@@ -169,15 +175,42 @@ class Plan:
             made[kind] = make()
         return made[kind]
 
-    def runs(self, heads: int) -> Runs:
-        """What attention with explicit scores needs to know, made once for each number of heads."""
-        made: dict[int, Runs] = self.__dict__.setdefault("made_runs", {})
-        if heads not in made:
-            queries = Order.of([(rows, n) for rows, n, _ in self.groups], heads)
-            keys = queries if self.keys is None else Order.of([(rows, m) for rows, _, m in self.groups], heads)
-            blind = not isinstance(self.rule, Band)
-            made[heads] = Runs(self.groups, heads, queries.to(self.device), keys.to(self.device), self.masks, blind)
-        return made[heads]
+    def runs(self, heads: int, *, like: bool = False) -> Runs:
+        """What attention with explicit scores needs to know, made once for each number of heads.
+
+        With `like`, rows of like length make up one run where that saves at least half of them.
+        """
+        made: dict[tuple[int, bool], Runs] = self.__dict__.setdefault("made_runs", {})
+        if (heads, like) not in made:
+            made[heads, like] = (self._like_runs(heads) if like else None) or self._runs(heads)
+        return made[heads, like]
+
+    def _runs(self, heads: int) -> Runs:
+        queries = Order.of(_numbered([(rows, n) for rows, n, _ in self.groups]), heads)
+        keys = queries
+        if self.keys is not None:
+            keys = Order.of(_numbered([(rows, m) for rows, _, m in self.groups]), heads)
+        blind = not isinstance(self.rule, Band)
+        return Runs(self.groups, heads, queries.to(self.device), keys.to(self.device), self.masks, blind)
+
+    def _like_runs(self, heads: int) -> Runs | None:
+        width_of = [_rounded(n) for _, n, _ in self.groups]
+        if self.keys is not None or 2 * len(set(width_of)) > len(self.groups):
+            return None
+        tokens = []
+        for width, some in groupby(
+            zip(width_of, _numbered([(g, n) for g, n, _ in self.groups]), strict=True), itemgetter(0)
+        ):
+            tokens.append(torch.cat([F.pad(one_gn, (0, width - one_gn.shape[1]), value=-1) for _, one_gn in some]))
+        order = Order.of(tokens, heads).to(self.device)
+        groups = [(len(token_gn), token_gn.shape[1], token_gn.shape[1]) for token_gn in tokens]
+        return Runs(groups, heads, order, order, [self._among(token_gn.to(self.device)) for token_gn in tokens], True)
+
+    def _among(self, token_gn: Int[Tensor, "g n"]) -> Bool[Tensor, "g 1 n n"]:
+        """Who may attend to whom among tokens by number, -1 for nobody."""
+        real_gn, number_gn = token_gn >= 0, token_gn.clamp(min=0)
+        allowed_gnn = self.rule(number_gn[:, :, None], number_gn[:, None])
+        return (allowed_gnn & real_gn[:, :, None] & real_gn[:, None])[:, None]
 
     @cached_property
     def distances(self) -> list[Int[Tensor, "g n n"]]:
@@ -312,6 +345,21 @@ class Layers:
             first = attends.index(attend)  # equal attends share one plan, and what it makes
             made.append(made[first] if first < i else attend.plan(layout, batch))
         return Plan(layout, layers=tuple(made))
+
+
+def _numbered(runs: Sequence[tuple[int, int]]) -> list[Int[Tensor, "g n"]]:
+    """The numbers of the tokens of runs of (rows, tokens)."""
+    parts, start = [], 0
+    for rows, n in runs:
+        parts.append(torch.arange(start, start + rows * n).view(rows, n))
+        start += rows * n
+    return parts
+
+
+def _rounded(n: int) -> int:
+    """The length that a row's is brought to among others like it."""
+    step = 8 if n <= 32 else 16 if n <= 128 else 32
+    return -(-n // step) * step
 
 
 def _moved(thing: Any, device: torch.device) -> Any:

@@ -191,7 +191,8 @@ def _groups_explicit(
         for i, ((rows, *_), q, k) in enumerate(zip(plan.groups, *_split(plan, q_NHK, k_MHK), strict=True)):
             q_gHnK, k_gHmK = (rearrange(x, "(g t) h k -> g h t k", g=rows) for x in (q, k))
             added.append(_added(bias, q_gHnK, k_gHmK, plan, i))
-    return Explicit.apply(q_NHK, k_MHK, v_MHK, plan.runs(q_NHK.shape[1]), dropout, *added)
+    like = not added and q_NHK.device.type == "cpu"  # what is planned without numbers counts real tokens alone
+    return Explicit.apply(q_NHK, k_MHK, v_MHK, plan.runs(q_NHK.shape[1], like=like), dropout, *added)
 
 
 def _split(plan: Plan, q: Tensor, *read: Tensor) -> list[tuple[Tensor, ...]]:

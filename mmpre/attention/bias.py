@@ -187,8 +187,8 @@ class Disentangled:
     ) -> Float[Tensor, "g H n n"]:
         index_g1nn = self.bucket(distance_gnn)[:, None]
         shape = *q_gHnK.shape[:3], index_g1nn.shape[-1]
-        one_gHnn = (q_gHnK @ self.k_HRK.mT).gather(-1, index_g1nn.expand(shape))
-        other_gHnn = (k_gHnK @ self.q_HRK.mT).gather(-1, index_g1nn.mT.expand(shape)).mT
+        one_gHnn = (q_gHnK @ self.k_HRK.to(q_gHnK.dtype).mT).gather(-1, index_g1nn.expand(shape))
+        other_gHnn = (k_gHnK @ self.q_HRK.to(k_gHnK.dtype).mT).gather(-1, index_g1nn.mT.expand(shape)).mT
         return (one_gHnn + other_gHnn) * q_gHnK.shape[-1] ** -0.5
 
     def by_place(

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from mmpre.absent import Absent
 from mmpre.attention import Attend, Plan
 from mmpre.attention.rules import Rule
 from mmpre.batch import Batch
@@ -174,14 +175,19 @@ class PerRow:
     def plan(self, layout: Layout, batch: Batch | None = None) -> Plan:
         labels = {} if batch is None else batch.labels
         if self.label not in labels:
-            raise KeyError(f"PerRow: no label {self.label!r} in the batch, only {sorted(labels)}; its view must set it")
+            raise Absent(f"PerRow: no label {self.label!r} in the batch, only {sorted(labels)}; its view must set it")
         choice_B = labels[self.label].to(torch.int64)
         if len(choice_B) and not 0 <= int(choice_B.min()) <= int(choice_B.max()) < len(self.attends):
             raise ValueError(
                 f"PerRow: label {self.label!r} must be a number from 0 to {len(self.attends) - 1}, one of the "
                 f"attends, got {sorted(set(choice_B.tolist()))}"
             )
-        rules = tuple(attend.plan(layout, batch).rule for attend in self.attends)
+        plans = [attend.plan(layout, batch) for attend in self.attends]
+        if any(plan.layers or plan.given_N is not None for plan in plans):
+            raise ValueError(
+                "PerRow: cannot choose among attends that differ by layer or set positions; set them for all"
+            )
+        rules = tuple(plan.rule for plan in plans)
         return Plan(layout, _PerRow(rules, choice_B[layout.row_N.cpu()]))
 
 

@@ -3,7 +3,8 @@ precision.
 
 Rows are brought into an order in which each head's tokens of a row lie end to end, all of them by one copy, and scores
 of all runs lie in one tensor, so that a run costs three products going forward and five going back, and what acts on
-each score alone is called once.
+each score alone is called once. Short rows of like length may make up one run, with places in which nobody is: products
+of a few tokens cost more to call than to compute.
 """
 # N tokens of the packed batch, M that are read, H heads, K width of a head
 # S scores of the whole batch; a run has g rows of n tokens that read m, X = g H
@@ -22,21 +23,23 @@ from mmpre.dropout import keep_like
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """Tokens' heads in the order of runs, rows, heads, tokens: where each stands in [N H], and the way back."""
+    """Tokens' heads in the order of runs, rows, heads, tokens: where each stands in [N H], and the way back.
 
-    there_n: Int[Tensor, "N*H"]
+    A place in which nobody is shows the first token.
+    """
+
+    there_n: Int[Tensor, "_"]
     back_n: Int[Tensor, "N*H"]
 
     @staticmethod
-    def of(runs: Sequence[tuple[int, int]], heads: int) -> "Order":
-        """Of runs of (rows, tokens)."""
-        parts, start, head_H1 = [], 0, torch.arange(heads)[:, None]
-        for rows, n in runs:
-            token_g1n = torch.arange(start, start + rows * n).view(rows, 1, n)
-            parts.append((token_g1n * heads + head_H1).flatten())
-            start += rows * n
-        there_n = torch.cat(parts)
-        return Order(there_n, torch.empty_like(there_n).scatter_(0, there_n, torch.arange(len(there_n))))
+    def of(runs: Sequence[Int[Tensor, "g n"]], heads: int) -> "Order":
+        """Of the runs' tokens by number, -1 for places in which nobody is."""
+        head_H1 = torch.arange(heads)[:, None]
+        there_n = torch.cat([(token_gn.clamp(min=0)[:, None] * heads + head_H1).flatten() for token_gn in runs])
+        real_n = torch.cat([(token_gn >= 0)[:, None].expand(-1, heads, -1).flatten() for token_gn in runs])
+        number_n = torch.arange(len(there_n))[real_n]
+        back_n = torch.empty_like(number_n).scatter_(0, there_n[real_n], number_n)
+        return Order(there_n, back_n)
 
     def to(self, device: torch.device) -> "Order":
         return Order(self.there_n.to(device), self.back_n.to(device))
@@ -50,7 +53,8 @@ class Order:
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """What does not depend on queries, keys and values. `allowed` has a mask for each run, None for everyone."""
+    """What does not depend on queries, keys and values. `allowed` has a mask for each run, None for everyone; who is
+    nobody sees and is seen by no one."""
 
     groups: Sequence[tuple[int, int, int]]  # rows, n, m
     heads: int

@@ -134,8 +134,8 @@ class _Work:
                     f"{self.max_holes:.1%} may; mend the shard, or allow more with max_holes"
                 )
             note = {"made_of": index.digest, "by": self.deriver.about, "suffix": self.suffix, "holes": holes}
+            _put(self._note(index), note)  # first: a note without its shard is made again, a shard without is not ours
             os.replace(sink.paths[0], path)
-            _put(self._note(index), note)
             self.made += 1
         finally:
             shutil.rmtree(aside, ignore_errors=True)

@@ -119,7 +119,12 @@ def _folder(source: Path, problems: Problems) -> Iterator[Entry]:
 def _table(
     source: Path, pair: Iterable[str], key: str | None, split: str | None, problems: Problems
 ) -> Iterator[Entry]:
-    pairs = dict(_pair(one) for one in pair)
+    told = [_pair(one) for one in pair]
+    pairs, targets = dict(told), [TEXT.get(name, name) for name, _ in told]
+    if twice := sorted({one for one in targets if targets.count(one) > 1}):
+        raise PackError(
+            f"{source}: two columns would become the member {', '.join(twice)}; give each a name of its own"
+        )
     if not pairs:
         raise PackError(f"{source}: say which columns to take, such as --pair image=path text=caption")
     columns, rows = _rows(source)
@@ -153,7 +158,12 @@ def _members(
             problems.found.append(f"row {number}: there is no file {value}")
             return {}
         suffix = path.name.partition(".")[2].lower()
-        members[suffix if name in ("image", "audio", "video", "file") else f"{name}.{suffix}"] = path
+        member = suffix if name in ("image", "audio", "video", "file") else f"{name}.{suffix}"
+        if not suffix or member in members:
+            why = f"another column gives .{member} too" if suffix else "its name has no suffix that says what it is"
+            problems.found.append(f"row {number}: {value} cannot be taken: {why}")
+            return {}
+        members[member] = path
     return members
 
 

@@ -118,8 +118,11 @@ def _cached(units: Units, reader: Reader, cache: Path) -> tuple[np.ndarray, np.n
     if path.exists():
         try:
             with np.load(path, allow_pickle=False) as kept:
-                return kept["before"], kept["lengths"]
-        except (OSError, ValueError, KeyError) as e:
+                before, lengths = kept["before"], kept["lengths"]
+            if len(before) != len(units.shards) + 1 or before[-1] != len(lengths):
+                raise ValueError(f"it is of {len(before) - 1} samples, not of {len(units.shards)}")
+            return before, lengths
+        except Exception as e:  # a damaged file may fail anywhere within zip
             log.warning("%s cannot be read (%s) and is measured again", path, e)
     log.info("measuring %d samples once, to cut them into windows", len(units.shards))
     counts, lengths = [], []

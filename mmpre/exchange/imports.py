@@ -76,6 +76,13 @@ class Source:
         self.places = _tensor_files(folder)
         self.taken: set[str] = set()
 
+    def number(self, name: str) -> int:
+        """A whole number of the configuration."""
+        value = self.config.get(name)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ImportedError(f"{self.folder}/config.json: {name} must be a whole number, got {value!r}")
+        return value
+
     def __contains__(self, name: str) -> bool:
         return name in self.places
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from mmpre.absent import Absent
 from mmpre.attention.backends import received
 from mmpre.batch import Batch
 from mmpre.draw import Draw
@@ -67,7 +68,7 @@ class Attended(nn.Module):
     def hidden(self, batch: Batch, draw: Draw) -> Batch:
         """The batch that is learned from."""
         if missing := sorted(set(self.corruptions) - set(batch.picked)):
-            raise KeyError(f"Attended: no pick {', '.join(missing)} in the batch, it has {sorted(batch.picked)}")
+            raise Absent(f"Attended: no pick {', '.join(missing)} in the batch, it has {sorted(batch.picked)}")
         layout, net = batch.layout, self.then.net
         chosen_B = torch.rand(len(layout), generator=draw.rng("rows")) < self.rows
         with received() as read:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mmpre.absent import Absent
 from mmpre.attention import Attend, Full
 from mmpre.batch import Batch, Picked
 from mmpre.blocks import Encoder
@@ -82,7 +83,7 @@ class Autoencode(nn.Module):
 
     def _picked(self, batch: Batch) -> Picked:
         if self.pick not in batch.picked:
-            raise KeyError(
+            raise Absent(
                 f"Autoencode: no pick {self.pick!r} in the batch; the task's view makes {sorted(batch.picked)}"
             )
         return batch.picked[self.pick]

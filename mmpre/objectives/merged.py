@@ -73,6 +73,7 @@ class MergedReconstruction(nn.Module):
         if not 0 < latent < 1:
             raise ValueError(f"MergedReconstruction: latent is a share, above 0 and below 1; got {latent}")
         self.net, self.role, self.head, self.shares = net, role, head, shares or DrawnShare()
+        net.encoder.check_share(self.shares.low)
         self.latent, self.latent_weight, self.masked_weight = latent, latent_weight, masked_weight
         self.adaptive = adaptive
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mmpre.absent import Absent
 from mmpre.batch import Batch
 from mmpre.draw import Draw
 from mmpre.heads.guess import Guess, Guesses
@@ -122,7 +123,7 @@ class Predict(nn.Module):
 
     def places(self, batch: Batch) -> Int[Tensor, "M"]:
         if self.pick not in batch.picked:
-            raise KeyError(f"Predict: no pick {self.pick!r} in the batch; the task's view makes {sorted(batch.picked)}")
+            raise Absent(f"Predict: no pick {self.pick!r} in the batch; the task's view makes {sorted(batch.picked)}")
         picked = batch.picked[self.pick]
         return batch.layout.at(picked.role, picked.seen_M) - self.before
 
@@ -214,7 +215,7 @@ class Classify(nn.Module):
 
     def read(self, state_MD: Float[Tensor, "M D"], batch: Batch, draw: Draw) -> Loss:
         if self.label not in batch.labels:
-            raise KeyError(
+            raise Absent(
                 f"Classify: no label {self.label!r} in the batch, only {sorted(batch.labels)}; the task's view needs "
                 f"labels={{{self.label!r}: ...}}"
             )
@@ -260,7 +261,7 @@ class Align(nn.Module):
 
 def _labels(readout: Match | Align, batch: Batch) -> Int[Tensor, "B"]:
     if readout.label not in batch.labels:
-        raise KeyError(
+        raise Absent(
             f"{type(readout).__name__}: no label {readout.label!r} in the batch, only {sorted(batch.labels)}; "
             "the task's view needs donors={role: OtherSample(share=0.5)}"
         )

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from mmpre.absent import Absent
 from mmpre.batch import Batch, Picked
 from mmpre.draw import Draw
 from mmpre.gumbel import Chosen, GumbelCodes, perplexity
@@ -162,7 +163,5 @@ class OwnCodes(nn.Module):
 
     def _picked(self, batch: Batch) -> Picked:
         if self.pick not in batch.picked:
-            raise KeyError(
-                f"OwnCodes: no pick {self.pick!r} in the batch; the task's view makes {sorted(batch.picked)}"
-            )
+            raise Absent(f"OwnCodes: no pick {self.pick!r} in the batch; the task's view makes {sorted(batch.picked)}")
         return batch.picked[self.pick]

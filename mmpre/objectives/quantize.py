@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mmpre.absent import Absent
 from mmpre.attention import Attend, Full
 from mmpre.batch import Batch, Picked
 from mmpre.blocks import Encoder
@@ -86,7 +87,7 @@ class Quantize(nn.Module):
 
     def _picked(self, batch: Batch) -> Picked:
         if self.pick not in batch.picked or len(batch.layout.roles) != 1:
-            raise KeyError(
+            raise Absent(
                 f"Quantize: wanted one role and a pick {self.pick!r}, got roles {', '.join(batch.layout.roles)} and "
                 f"picks {sorted(batch.picked)}; give the view picks={{{self.pick!r}: Everything(role=...)}}"
             )

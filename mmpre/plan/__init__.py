@@ -131,7 +131,7 @@ def _stage(recipe: Recipe, number: int, module: nn.ModuleDict, options: PlanOpti
         told["fits"] = {way: sum(held.values()) <= options.gpu_memory * 1e9 for way, held in told["memory"].items()}
     if options.flops is not None:
         told["seconds_of_a_step"] = told["flops"] / (options.gpus * options.flops * options.utilisation)
-        told["seconds"] = told["seconds_of_a_step"] * stage.steps
+        told["seconds"] = told["seconds_of_a_step"] * told["rows"] / stage.batch
     return told
 
 
@@ -151,12 +151,12 @@ def _task(
     step = _step(task.objective, batch, rows=size)
     module.zero_grad()
     again = stage.micro_batches // options.gpus > 1 or len(made.parts) > 1
-    if again:
-        step()  # its gradients are there while the next part runs
-    grads = [p.grad for p in module.parameters() if p.grad is not None]
-    before = [*module.parameters(), *module.buffers(), *grads]
+    how = dict(bf16=options.precision == "bf16", device=options.device)
     try:
-        flops, peak = trace(step, before, bf16=options.precision == "bf16", device=options.device)
+        if again:  # its gradients are there while the next part runs
+            trace(step, [*module.parameters(), *module.buffers()], **how)
+        grads = [p.grad for p in module.parameters() if p.grad is not None]
+        flops, peak = trace(step, [*module.parameters(), *module.buffers(), *grads], **how)
     except (RuntimeError, NotImplementedError) as e:
         first = str(e).strip().split("\n")[0]
         raise PlanError(

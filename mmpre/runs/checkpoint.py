@@ -162,6 +162,8 @@ def load(path: Path) -> Checkpoint:
         for name, about in files.items():
             _verify(path, name, about)
         return Checkpoint(path, step, read_json(path / STATE), aliases)
+    except OSError as e:
+        raise CheckpointError(f"checkpoint {path} cannot be read ({e.strerror or e}); use another one") from None
     except (KeyError, TypeError, AttributeError, ValueError, JSONError) as e:
         if isinstance(e, CheckpointError):
             raise
@@ -238,8 +240,9 @@ def restore_optimizer(
                     f"the optimizer's {label} has shape {shapes}; go on with the numbers as they were, or start a new "
                     "run from the weights"
                 )
-            # a step counter stays where the optimizer made it; moments go where the parameter is
-            value = like(value, parameter) if value.ndim else value.clone()
+            # a step counter goes where the optimizer makes it: for torch's fused ones, as moments, to the parameter
+            here = value.to(parameter.device) if optimizer.defaults.get("fused") else value.clone()
+            value = like(value, parameter) if value.ndim else here
         state.setdefault(parameter, {})[entry] = value
     optimizer.state.clear()
     optimizer.state.update(state)

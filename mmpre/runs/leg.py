@@ -117,6 +117,7 @@ class Leg:
     def _begin(self, moments: Moments | None) -> None:
         """Put in place what the stage starts from, and take over what it carries on."""
         starts, before = list(self.stage.start), []
+        self.session.best = {"step": None, "loss": None}  # stages' held-out losses are of other rows and tasks
         if self.number:
             before = self.session.recipe.averages(self.number - 1)
         elif self.options.init:
@@ -155,13 +156,15 @@ class Leg:
             self._record(one, since, tokens)
             stop = self._stopping()
             last = step == self.stage.steps
-            improved = False
+            best, improved = self.session.best, False
             self.session.held_out_due = self.valid is not None and (last or step % self.stage.valid_every == 0)
             if self.session.held_out_due and (last or not stop):
                 improved = self._validate(step, to_the_end=last)
                 stop = stop or self.session.held_out_due or self._stopping()
             if stop or last or improved or (self.before + step) % options.save_every == 0:
-                self._save(step, must=stop or last)
+                saved = self._save(step, must=stop or last)
+                if improved and not saved:
+                    self.session.best = best  # these weights are not kept, those of the former best are
             if stop:
                 return last and self.number + 1 == len(self.session.recipe.stages)
         return True
@@ -201,6 +204,8 @@ class Leg:
         except _Stopping:
             return False
         self.session.held_out_due = False
+        for name in (name for name, one in values.items() if math.isnan(one["loss"])):
+            self.session.progress.say(f"held out: task {name} has no loss that is a number; can its rows be read?")
         ratios = {task.name: task.ratio for task in stage.tasks}
         loss = sum(ratios[name] * one["loss"] for name, one in values.items()) / sum(ratios.values())
         best = self.session.best["loss"]
@@ -240,7 +245,7 @@ class Leg:
             self.session.metrics.write(line | {"time": times})
         self.session.progress.step(self.before + one.step + 1, one, tokens / (time.perf_counter() - since))
 
-    def _save(self, step: int, *, must: bool) -> None:
+    def _save(self, step: int, *, must: bool) -> bool:
         """Save; a failure is told and the run goes on, unless it ends here or too many failed in a row."""
         self.session.watchdog.phase("save", self.before + step)
         if self.session.metrics and self.session.metrics.also:
@@ -276,7 +281,7 @@ class Leg:
         problem = self.processes.gather(problem)[0]
         self.session.unsaved = self.session.unsaved + 1 if problem else 0
         if not problem:
-            return
+            return True
         told = f"checkpoint at step {self.before + step} was not written: {problem}"
         if must or self.session.unsaved > self.options.max_unsaved:
             how = "the run ends here" if must else f"{self.session.unsaved} saves in a row have failed"
@@ -284,6 +289,7 @@ class Leg:
                 f"{told}; {how}. Make room, then go on from the last one that was saved with `mmpre resume`"
             )
         self.session.progress.say(f"{told}; training goes on, {self.options.max_unsaved} may fail in a row")
+        return False
 
 
 class _Waiting:

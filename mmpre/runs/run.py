@@ -167,6 +167,7 @@ def _carry_out(out: Path, record: dict[str, Any], found: LoadedRecipe, options: 
         die_with_parent()
     processes = Processes.start(options.hang_seconds + 60 if options.hang_seconds else NEVER_SECONDS)
     try:
+        out = Path(processes.gather(str(out))[0])  # a name made of the time may differ between processes
         recipe = build(found, record["numbers"], options.seed)
         for stage in recipe.stages:
             check_world(stage.micro_batches, processes.world)

@@ -349,19 +349,24 @@ def held_out(
         name = made.slot.task
         counts[name].append(made)
         for part in parts_of([made], gradients, context.processes):
-            with context.autocast():
-                loss = gradients.run(_held_out, tasks[name].objective, *context.prepare(part))
+            loss = gradients.run(_held_out, tasks[name].objective, context, *context.prepare(part))
             if not part.stand_in:
                 tallies[name].add(loss)
     for name, task in tasks.items():
         task.objective.train(training[name])
-    return {
-        name: tally.values(step_counts(counts[name], context.processes), context.processes)
-        for name, tally in tallies.items()
-    }
+    found = {}
+    for name, tally in tallies.items():
+        counted = step_counts(counts[name], context.processes)
+        values = tally.values(counted, context.processes)
+        found[name] = values if counted.get("rows") else {"loss": float("nan")}  # no row could be read
+    return found
 
 
-def _held_out(objective: Objective | InBatch, batch: Batch | Views, draw: Draw) -> Loss:
-    if isinstance(objective, InBatch):
-        return objective.loss(objective.features(batch, draw), [batch.counts["rows"]])
-    return objective(batch, draw)
+def _held_out(objective: Objective | InBatch, context: Context, batch: Batch | Views, draw: Draw) -> Loss:
+    """As in a training step, where a loss over the whole step is taken in float32."""
+    if not isinstance(objective, InBatch):
+        with context.autocast():
+            return objective(batch, draw)
+    with context.autocast():
+        features = objective.features(batch, draw)
+    return objective.loss({name: one.float() for name, one in features.items()}, [batch.counts["rows"]])

@@ -116,8 +116,15 @@ def theirs(**numbers: object) -> Turn:
         .shuffle(1_000)
         .map(decoder_of(case))
     )
-    loader = webdataset.WebLoader(made, batch_size=case.batch, num_workers=WORKERS, prefetch_factor=4, collate_fn=list)
-    return timed((len(batch) for batch in loader), warmup=case.warmup, count=case.steps)
+    loader = webdataset.WebLoader(
+        made, batch_size=case.batch, num_workers=WORKERS, prefetch_factor=4, collate_fn=_joined
+    )
+    return timed((len(lengths) for _, lengths in loader), warmup=case.warmup, count=case.steps)
+
+
+def _joined(samples: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """One tensor a batch, as it travels fastest between processes, and the samples' lengths."""
+    return torch.cat(samples), torch.tensor([len(one) for one in samples])
 
 
 def decoder_of(case: Case) -> Callable[[dict[str, Any]], torch.Tensor]:

@@ -69,7 +69,7 @@ def translate(source: Source) -> Foreign:
         problems.append(f"its activation is {config['hidden_act']}, ours gelu")
     if config.get("position_embedding_type", "absolute") != "absolute":
         problems.append(f"its positions are {config['position_embedding_type']}, ours absolute")
-    if config.get("embedding_size", config["hidden_size"]) != config["hidden_size"]:
+    if config.get("embedding_size", source.number("hidden_size")) != config["hidden_size"]:
         problems.append(f"its tables have width {config['embedding_size']}, its states {config['hidden_size']}")
     if problems:
         raise ImportedError(f"{source.folder}: {'; '.join(problems)}")
@@ -77,10 +77,10 @@ def translate(source: Source) -> Foreign:
     foreign = Foreign(
         role="text",
         modality=_embeddings(source, f"{at}embeddings.", roberta=kind == "roberta"),
-        encoder=to_ours(layers(f"{at}encoder.layer.", config["num_hidden_layers"]), source.take),
+        encoder=to_ours(layers(f"{at}encoder.layer.", source.number("num_hidden_layers")), source.take),
         heads=_vocabulary(source, kind, f"{at}embeddings.word_embeddings.weight"),
         tables=frozenset({"table.weight", "positions.weight", "bias"}),
-        attention_heads=config["num_attention_heads"],
+        attention_heads=source.number("num_attention_heads"),
         eps=config.get("layer_norm_eps", 1e-12),
         pre_norm=False,
     )

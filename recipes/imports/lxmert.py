@@ -94,7 +94,7 @@ def translate(source: Source) -> Foreign:
             f"{source.folder}: its activation is {config.get('hidden_act')} and boxes have "
             f"{config.get('visual_pos_dim')} numbers, ours gelu and 4"
         )
-    depths = (config[f"{one}_layers"] for one in "lrx")
+    depths = (source.number(f"{one}_layers") for one in "lrx")
     foreign = Foreign(
         role="text",
         modality=to_ours(under("", "lxmert.embeddings.", EMBEDDINGS), source.take),
@@ -102,7 +102,7 @@ def translate(source: Source) -> Foreign:
         encoder=to_ours(layers(*depths), source.take),
         heads=_heads(source),
         tables=frozenset({"table.weight", "positions.weight", "bias"}),
-        attention_heads=config["num_attention_heads"],
+        attention_heads=source.number("num_attention_heads"),
         eps=1e-12,
         pre_norm=False,
     )

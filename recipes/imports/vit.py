@@ -67,7 +67,7 @@ def translate(source: Source) -> Foreign:
         role="image",
         modality=_modality(source, at, names, *_pixels(source)),
         encoder=to_ours(layers(layer, f"{at}{inside}", f"{at}{norm}", depth), source.take),
-        attention_heads=_heads(config) if timm else config["num_attention_heads"],
+        attention_heads=_heads(source) if timm else source.number("num_attention_heads"),
         eps=1e-6 if timm else config.get("layer_norm_eps", 1e-12),
         pre_norm=True,
     )
@@ -75,11 +75,19 @@ def translate(source: Source) -> Foreign:
     return foreign
 
 
-def _heads(config: Mapping[str, Any]) -> int:
-    """timm does not write the number down; its model without weights tells."""
+def _heads(source: Source) -> int:
+    """timm does not always write the number down; its model of that name, without weights, tells.
+
+    Nothing else of the file reaches timm, which would fetch or unpickle what it is told to.
+    """
+    config = source.config
+    if (told := (config.get("model_args") or {}).get("num_heads")) is not None:
+        return int(told)
+    name = config.get("architecture")
+    if not isinstance(name, str) or not re.fullmatch(r"vit_\w+", name):
+        raise ImportedError(f"{source.folder}: wanted the name of one of timm's ViTs as architecture, got {name!r}")
     with torch.device("meta"):
-        model = timm_models.create_model(config["architecture"], **config.get("model_args", {}))
-    return model.blocks[0].attn.num_heads
+        return timm_models.create_model(name, pretrained=False).blocks[0].attn.num_heads
 
 
 def _pixels(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:

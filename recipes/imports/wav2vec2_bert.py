@@ -64,10 +64,10 @@ def translate(source: Source) -> Foreign:
     modality = to_ours(under("", at, FRONT), take)
     if f"{at}{HIDDEN}" in source:
         modality["mask_D"] = take(f"{at}{HIDDEN}")
-    table = layers(f"{at}encoder.layers.", config["num_hidden_layers"])
+    table = layers(f"{at}encoder.layers.", source.number("num_hidden_layers"))
     foreign = Foreign(
         role="speech", modality=modality, encoder=to_ours(table, take), pre_norm=True,
-        attention_heads=config["num_attention_heads"], eps=config.get("layer_norm_eps", 1e-5),
+        attention_heads=source.number("num_attention_heads"), eps=config.get("layer_norm_eps", 1e-5),
         causal_convolutions=True,
     )  # fmt: skip
     source.expect_left("lm_head.", "classifier.", "projector.")

@@ -83,6 +83,16 @@ def test_one_failed_save_is_survived_but_the_last_must_succeed(melodies, unbroke
     same(tmp_path / "last", unbroken)
 
 
+@pytest.mark.fault("D6")
+def test_the_best_weights_are_ones_that_were_saved(melodies, tmp_path):
+    run = train(tmp_path / "best", melodies, "save-fails@16", save_every=2, keep=100)  # held-out losses at 8, 16, 24
+    saved = [checkpoint.load(path) for path in sorted((run / "checkpoints").glob("step-*"))]
+    steps = {one.step for one in saved}
+    assert 8 in steps and 16 not in steps and {18, 20, 22} <= steps
+    assert {one.state["best"]["step"] for one in saved} - {None} <= steps
+    assert checkpoint.of_run(run, best=True).step in steps
+
+
 @pytest.mark.slow
 @pytest.mark.fault("D7")
 def test_a_save_that_fails_on_the_process_that_writes_is_known_to_all(melodies, unbroken, tmp_path):
