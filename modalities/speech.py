@@ -341,7 +341,7 @@ class Speech(nn.Module):
     def embed(self, f_NE: Float[Tensor, "N E"], tokens: Tokens, replaced_N: Bool[Tensor, "N"]) -> Float[Tensor, "N D"]:
         if self.mask_D is None:
             f_NE = torch.where(replaced_N[:, None], torch.randn_like(f_NE) * self.noise, f_NE)
-        x_ND = self.dropout(self.project(f_NE))
+        x_ND = self.dropout(self.project(f_NE).to(f_NE.dtype))  # under autocast the states keep their precision
         if self.mask_D is not None:
             x_ND = torch.where(replaced_N[:, None], self.mask_D, x_ND)
         return x_ND if self.positions is None else x_ND + self.positions(x_ND, tokens)

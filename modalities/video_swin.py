@@ -148,7 +148,8 @@ class Swin(nn.Module):
     def forward(self, clip_bTHW3: Float[Tensor, "b T H W 3"]) -> Float[Tensor, "b T h w D"]:
         x_bThwE = rearrange(clip_bTHW3, "b t (h p) (w q) c -> b t h w (p q c)", p=PIXELS, q=PIXELS)
         next_bThwE = F.pad(x_bThwE[:, 1:], (0, 0, 0, 0, 0, 0, 0, 1))
-        x_bThwC = self.norm(self.project(torch.cat([x_bThwE, next_bThwE], -1)))
+        first_bThwC = self.project(torch.cat([x_bThwE, next_bThwE], -1))
+        x_bThwC = self.norm(first_bThwC.to(clip_bTHW3.dtype))  # under autocast the states keep their precision
         for i, level in enumerate(self.levels):
             x_bThwC = level(x_bThwC)
             if i < len(self.merges):

@@ -57,7 +57,11 @@ def long():
     """Too long to be taken."""
 ''' + "    x = 1\n" * 60  # fmt: skip
     for name in ("__future__.py", "a.py", "b.c.py", "test/a.py", "site-packages/a.py"):
-        (root / name).write_text(code, encoding="utf-8")
+        own = code.replace("it is", f"{name} is").replace("Inner ones", f"{name}'s").replace("suffice", f"of {name}")
+        own = own.replace('"é"', f'"é {name}"')
+        (root / name).write_text(own.replace("return a\n", f"return a, {name!r}\n"), encoding="utf-8")
+    (root / "f.py").write_text(code.replace("it is", "a.py is"), encoding="utf-8")  # copied from no training module ...
+    (root / "h.py").write_text((root / "b.c.py").read_text(), encoding="utf-8")  # ... and this one is
     (root / "broken.py").write_text("def f(:\n")
     return root
 

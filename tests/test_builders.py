@@ -115,20 +115,22 @@ def test_the_card_fits_the_shards_and_a_second_build_gives_the_same_bytes(built,
 
 def test_stdlib_takes_documented_functions_of_middle_length_without_their_docstrings(built):
     found = samples(built(stdlib))
-    assert {key.rpartition("-")[0] for key in found} == {"lib/__future__", "lib/a", "lib/b_c"}
+    assert {key.rpartition("-")[0] for key in found} == {"lib/__future__", "lib/a", "lib/b_c", "lib/f"}
+    card = json.loads((built(stdlib) / "card.json").read_text())
+    assert card["split"].endswith("; 3 copies left out") and split_of("h.py") == "valid"
     for module in ("__future__.py", "a.py", "b.c.py"):
         mine = {about["json"]["name"]: (place, about) for place, about in found.values()
                 if about["json"]["module"] == module}  # fmt: skip
         assert set(mine) == {"method", "inner", "told"}
         assert {place for place, _ in mine.values()} == {split_of(module)}
-        assert mine["method"][1]["txt"] == "Say what it is."
-        assert mine["inner"][1]["py"] == 'def inner():\n    return "é" * x\n'
+        assert mine["method"][1]["txt"] == f"Say what {module} is."
+        assert mine["inner"][1]["py"] == f'def inner():\n    return "é {module}" * x\n'
         assert mine["told"][1] == {
-            "txt": "Three words suffice.", "py": "async def told(\n    a,\n): return a\n",
+            "txt": f"Three words of {module}.", "py": f"async def told(\n    a,\n): return a, {module!r}\n",
             "json": {"module": module, "name": "told", "line": 14, "lines": 3},
         }  # fmt: skip
         # the outer function keeps the docstring of the inner one, which is code of its own
-        assert "Say what" not in mine["method"][1]["py"] and "Inner ones" in mine["method"][1]["py"]
+        assert "Say what" not in mine["method"][1]["py"] and f"{module}'s count" in mine["method"][1]["py"]
 
 
 def test_wordnet_keeps_one_direction_of_each_relation_and_each_relation_once(built):

@@ -351,8 +351,13 @@ def test_timm_is_told_nothing_of_a_file_but_a_models_name(tmp_path, monkeypatch,
     asked, create = [], timm.create_model
     monkeypatch.setattr("timm.create_model", lambda name, **told: asked.append((name, told)) or create(name, **told))
     fill(nn.ModuleDict({"network": a_vit()}), tmp_path)
-    assert asked == [("vit_tiny_patch16_224", {"pretrained": False})]
+    assert asked == []  # the number of heads stands in the file
     config = json.loads((tmp_path / "config.json").read_text())
+    del config["model_args"]["num_heads"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ImportedError, match="the recipe has 4 attention heads, theirs 3"):  # as a model of that name
+        fill(nn.ModuleDict({"network": a_vit()}), tmp_path)
+    assert asked == [("vit_tiny_patch16_224", {"pretrained": False})]
     (tmp_path / "config.json").write_text(json.dumps(config | {"architecture": "hf-hub:someone/vit"}))
     with pytest.raises(ImportedError):
         fill(nn.ModuleDict({"network": a_vit()}), tmp_path)

@@ -76,4 +76,5 @@ def test_the_real_set_holds_what_was_counted(module, tmp_path):
 @pytest.mark.skipif(platform.python_version() != "3.11.7", reason="counted in Python 3.11.7")
 def test_the_standard_library_of_3_11_7_holds_what_was_counted(tmp_path):
     card = json.loads((stdlib.build(tmp_path / "out") / "card.json").read_text())
-    assert card["counts"] == splits(4_953, 782, 694) and card["modules"] == splits(322, 33, 41)
+    assert card["counts"] == splits(4_953, 761, 687) and card["modules"] == splits(322, 33, 41)
+    assert card["split"].endswith("; 28 copies left out")  # of 782 and 694

@@ -548,7 +548,7 @@ def test_a_step_in_half_precision_costs_about_what_it_costs_in_full(numbers):
     assert all(p.grad.isfinite().all() for p in task.objective.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_step_in_several_parts_can_be_planned(precision):
     told = plan("w2v_bert", options=PlanOptions(precision=precision), **SMALL | dict(micro_batches=2, batch=8))
     assert told["stages"][0]["flops"] > 0

@@ -73,6 +73,8 @@ class Attended(nn.Module):
         chosen_B = torch.rand(len(layout), generator=draw.rng("rows")) < self.rows
         with received() as read:
             net.encode(net.embed(batch, clean=True), layout, batch.plan)
+        if len({len(one) for one in read}) > 1:
+            raise ValueError("Attended: wanted layers that all read the same tokens, got some that read a role alone")
         special_N = torch.cat([batch.clean[role].special_N for role in layout.roles]) >= 0
         if layout.source_N is not None:
             special_N = special_N.index_select(0, layout.source_N)
