@@ -1,6 +1,7 @@
 """Contrastive objectives: their losses, the views they read, and that no split of a step changes a gradient."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,10 +18,11 @@ from mmpre.modalities.regions import RegionReader, Regions
 from mmpre.modalities.text import Text, TextReader
 from mmpre.network import Network
 from mmpre.objectives.contrast import Contrast, InfoNCE, NTXent, SigLIP
+from mmpre.objectives.protocol import InBatch
 from mmpre.processes.processes import Processes
 from mmpre.recipe import Task
 from mmpre.training.gradients import Summed
-from mmpre.training.loop import Context, Tally, backward, step_counts
+from mmpre.training.loop import Context, Tally, _held_out, backward, step_counts
 from mmpre.view import View
 
 DRAW = Draw.micro_batch(0, 0, 0, 0)
@@ -171,3 +173,23 @@ def test_views_of_a_sample_draw_their_masks_apart_and_count_rows_once():
     assert batch["a"].picked["x"].clean_M.tolist() != batch["b"].picked["y"].clean_M.tolist()
     assert batch.counts["rows"] == 8
     assert batch.counts["tokens"] == batch["a"].layout.size + batch["b"].layout.size
+
+
+def test_held_out_losses_over_a_step_are_taken_in_full_precision_as_in_training():
+    """Cosines near 1 are steps of 1/256 apart in half precision, and a temperature makes them tenths of a nat."""
+    seen = []
+
+    class Watching:
+        readers = None
+
+        def features(self, batch, draw):
+            return {"one": torch.randn(4, 8) @ torch.randn(8, 8)}
+
+        def loss(self, features, sizes):
+            seen.append((features["one"].dtype, torch.is_autocast_enabled("cpu")))
+            return "loss"
+
+    context = Context(0, 0, Processes(), bf16=True)
+    assert isinstance(Watching(), InBatch)
+    assert _held_out(Watching(), context, SimpleNamespace(counts={"rows": 4}), None) == "loss"
+    assert seen == [(torch.float32, False)]

@@ -151,6 +151,11 @@ def test_a_micro_batch_over_the_token_limit_is_split_by_lengths_alone(shards):
     assert sum(len(part.keys) for part in made.parts) == 12
 
 
+def test_two_donors_may_not_write_one_label():
+    with pytest.raises(ValueError, match="two of its donors and labels write matched; give each a label of its own"):
+        View(donors={"text": OtherSample(share=0.5), "image": OtherSample(share=0.5)})
+
+
 def test_donors_come_from_another_sample_by_the_order_alone(shards):
     view = View(donors={"tones": OtherSample(share=0.5)})
     one = stage(tasks=[Task("pairs", view, None)], batch=48)

@@ -67,3 +67,10 @@ def test_code_is_read_with_its_graph_and_found_by_its_text(tmp_path):
     found = {one["name"]: one["value"] for one in evaluate(run)["trained"]["results"]}
     assert {"code: by its text: py to txt R@1", "code: by its text: txt to py R@1"} <= set(found)
     assert all(0 <= value <= 1 for name, value in found.items() if "R@" in name)
+
+
+def test_a_member_that_no_language_has_is_told():
+    with pytest.raises(ValueError, match="masked: member must be one of py, java, js, got 'python'"):
+        find_recipe("masked").build(
+            find_recipe("masked").numbers("tiny", {"modality": "code_graph", "member": "python"})
+        )

@@ -1,5 +1,7 @@
 """Stages take over what they say and nothing else; averages follow; ramps of the batch are closed forms."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -128,6 +130,23 @@ def test_rows_go_on_where_the_stage_before_stopped_and_none_comes_twice(melodies
     assert [stage.origin.order for stage in recipe.stages] == [None, 0, 0, None]
     assert sorted(seen[0] + seen[1] + seen[2]) == list(range(60))
     assert sorted(seen[3]) != sorted((seen[0] + seen[1])[:24])
+
+
+def test_the_best_weights_are_of_the_stage_that_a_run_has_come_to(melodies, tmp_path):
+    """Held-out losses of two stages are of other rows and tasks: those of the first are no better or worse."""
+
+    def easy_then_hard(data: tuple[str, ...] = ()) -> Recipe:
+        net = a_net()
+        hard = a_task(net)
+        easy = replace(hard, held_out=replace(hard.view, picks={"note": RandomTokens(role="tones", rate=0.01)}))
+        more = dict(data=data, valid=data, valid_every=3)
+        stages = [a_stage(net, easy, **more), a_stage(net, hard, **more, optimizer=AdamW(lr=1e-9, schedule=Constant()))]
+        return Recipe(stages, net)
+
+    run = mmpre.train(easy_then_hard, out=tmp_path / "run", options=OPTIONS, data=melodies)
+    told = [line["valid_loss"] for line in read_metrics(run / "metrics.jsonl") if "valid" in line]
+    best = of_run(run, best=True)
+    assert best.state["best"]["step"] in (9, 12) and best.state["best"]["loss"] == min(told[2:])
 
 
 def test_what_cannot_be_carried_over_is_refused(melodies):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -48,6 +50,20 @@ def test_pack_lays_each_row_role_after_role_shortest_row_first():
     assert batch.layout.row_N.tolist() == [0, 0, 1, 1, 1, 1, 1]
     assert batch.labels["matched"].tolist() == [2, 4]
     assert batch.counts == {"rows": 2, "tokens": 7, "picked:word": 2, "ordinary:word": 4, "labelled:matched": 2}
+
+
+def test_a_place_that_is_no_more_is_not_taken_for_the_last_one():
+    batch = pack([row("long", [1, 2, 3], [10, 11])], plan_of=lambda layout, batch: None)
+    with pytest.raises(IndexError):
+        batch.layout.at("text", torch.tensor([0, -1]))  # of a dropped token
+
+
+@pytest.mark.parametrize(("what", "odd"), [("picks", {"picked": {}}), ("labels", {"labels": {}})])
+def test_rows_that_differ_in_what_is_known_of_them_are_refused(what, odd):
+    rows = [row("a", [1], [2], [0]), replace(row("b", [1], [2], [0]), **odd)]
+    name = {"picks": "word", "labels": "matched"}[what]
+    with pytest.raises(ValueError, match=f"must have the same {what}, some alone have {name}"):
+        pack(rows, plan_of=lambda layout, batch: None)
 
 
 def test_equal_lengths_keep_their_order_and_a_row_may_lack_a_role():

@@ -86,7 +86,8 @@ class Work:
         self.about = {
             **{name: value for name, value in asdict(asked).items()
                if name not in ("run", "data", "sidecar", "best", "max_holes")},
-            "roles": list(self.states.roles), "checkpoint": self.states.checkpoint, "sidecar": [one.reader.shards.fingerprint for one in sidecars],
+            "roles": list(self.states.roles), "checkpoint": self.states.checkpoint,
+            "sidecar": [one.reader.shards.fingerprint for one in sidecars],
             "data": shards.fingerprint, "rows": len(self.units), "torch": torch.__version__,
         }  # fmt: skip
         self.folder = out.parent / f".{out.name}.parts"
