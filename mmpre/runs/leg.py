@@ -92,8 +92,8 @@ class Leg:
         self.optimizer = self.stage.optimizer.build(self.trained.items())
         self.guard = SpikeGuard(self.options.spike)
 
-    def train(self, first: int, moments: Moments | None) -> bool:
-        """Train the stage from a step on; False where a signal stopped it (after saving).
+    def take_up(self, first: int, moments: Moments | None) -> None:
+        """Be where step `first` of the stage begins.
 
         `moments` is an optimizer's state: this stage's, or at step 0 that of the stage before, if there was one.
         """
@@ -102,6 +102,9 @@ class Leg:
         elif moments is not None:
             checkpoint.restore_optimizer(self.optimizer, self.module, *moments)
             self.guard.load_state(self.session.guard)
+
+    def train(self, first: int) -> bool:
+        """Train the stage from a step on; False where a signal stopped it (after saving)."""
         batches = self._batches(first)
         self.session.watchdog.also = batches.describe
         try:

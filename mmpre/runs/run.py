@@ -283,7 +283,10 @@ def _train_stages(
         moments = (saved.tensors["optimizer"], saved.state["optimizer"]) if saved else None
         for stage in range(number, len(recipe.stages)):
             leg = Leg(session, stage, data[stage], valid[stage])
-            finished = leg.train(step if stage == number else 0, moments)
+            begun = step if stage == number else 0
+            leg.take_up(begun, moments)
+            saved = moments = None  # as large as what is trained, and no longer needed
+            finished = leg.train(begun)
             if not finished:
                 break
             moments = checkpoint.flatten_optimizer(leg.optimizer, module)

@@ -7,6 +7,7 @@ step, micro-batch), so nothing depends on how many processes share the step.
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -195,13 +196,18 @@ def _keys(batches: Iterable[MicroBatch]) -> list[str]:
 
 def step_counts(batches: Iterable[MicroBatch], processes: Processes) -> dict[str, int]:
     """Add up the workers' counts over a step's micro-batches and all processes."""
+    return processes.sum_by_name(own_counts(batches))
+
+
+def own_counts(batches: Iterable[MicroBatch]) -> dict[str, int]:
+    """The same of this process alone."""
     mine: dict[str, int] = {"rows": 0, "tokens": 0, "holes": 0}
     for made in batches:
         mine["holes"] += len(made.holes)
         for part in made.parts:
             for name, count in part.counts.items():
                 mine[name] = mine.get(name, 0) + count
-    return processes.sum_by_name(mine)
+    return mine
 
 
 class Part(NamedTuple):
@@ -341,13 +347,13 @@ def held_out(
     """
     gradients = gradients or Summed([], context.processes, exact=context.exact)
     tallies = {name: Tally() for name in tasks}
-    counts: dict[str, list[MicroBatch]] = {name: [] for name in tasks}
+    counts = {name: Counter(own_counts([])) for name in tasks}
     training = {name: task.objective.training for name, task in tasks.items()}
     for task in tasks.values():
         task.objective.eval()
     for made in batches:
         name = made.slot.task
-        counts[name].append(made)
+        counts[name].update(own_counts([made]))
         for part in parts_of([made], gradients, context.processes):
             loss = gradients.run(_held_out, tasks[name].objective, context, *context.prepare(part))
             if not part.stand_in:
@@ -356,7 +362,7 @@ def held_out(
         task.objective.train(training[name])
     found = {}
     for name, tally in tallies.items():
-        counted = step_counts(counts[name], context.processes)
+        counted = context.processes.sum_by_name(dict(counts[name]))
         values = tally.values(counted, context.processes)
         found[name] = values if counted.get("rows") else {"loss": float("nan")}  # no row could be read
     return found
