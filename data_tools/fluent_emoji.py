@@ -43,6 +43,8 @@ def build(out: Path, *, source: Path | None = None, fetch: bool = False, side_px
     `most` frames at most, evenly spread, on white: such clips decode ten times as fast. No concept stands both in
     `stills` and among the clips.
     """
+    if side_px < 0 or most < 1:
+        raise ValueError(f"fluent_emoji: side_px must be at least 0 and most at least 1, got {side_px} and {most}")
     with whole_folder(out) as aside, unpacked(*packages, source=source, fetch=fetch) as (*clips, names):
         known = read_names(names.folder)
         counts = write_splits(aside, samples(clips, known, side_px, most), "fluent_emoji")
@@ -76,7 +78,10 @@ def samples(
                 frames = picture.n_frames
             # files leave out leading zeros and a flag's last code point, and some write _ between code points
             code = "-".join(point.zfill(4) for point in re.split("[-_]", path.stem))
-            about = next(known[c] for c in (code, code.replace("-fe0f", ""), f"{code}-e007f") if c in known)
+            codes = (code, code.replace("-fe0f", ""), f"{code}-e007f")
+            about = next((known[one] for one in codes if one in known), None)
+            if about is None:
+                raise ValueError(f"fluent_emoji: {path}: emojibase knows no emoji {code}; use releases that fit")
             concept = TONE.sub("", path.stem)
             told = {"concept": concept, "package": got.package, "frames": frames, **about}
             yield split_of(concept) if frames > 1 else "stills", {

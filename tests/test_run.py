@@ -20,6 +20,7 @@ from mmpre.processes.peers import digest_of_code
 from mmpre.runs.metrics import read_metrics
 from mmpre.runs.options import RunOptions
 from mmpre.runs.progress import Progress
+from mmpre.runs.record_check import check_data
 from mmpre.runs.run import RunError
 from mmpre.training.loop import Step
 
@@ -169,6 +170,13 @@ def test_other_data_and_changed_settings_are_refused_and_moved_shards_are_not(un
 
 
 @pytest.mark.fault("A18")
+def test_the_same_shards_cut_into_other_rows_are_refused():
+    was = {"fingerprint": "a" * 64, "samples": 9, "units": 30}
+    check_data(0, was, was, Path("run"))
+    with pytest.raises(RunError, match=r"stage 0 is what run was trained on, but is cut into 31 rows now and 30 then"):
+        check_data(0, was, was | {"units": 31}, Path("run"))
+
+
 def test_too_few_samples_is_an_error_not_a_hang(melodies, tmp_path):
     with pytest.raises(ValueError, match="a step takes 500 rows, the data has 40 units"):
         mmpre.train(TONES, out=tmp_path / "few", data=shards(melodies, "valid"), batch=500)

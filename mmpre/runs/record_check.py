@@ -146,6 +146,12 @@ def check_changes(record: Mapping[str, Any], changes: Mapping[str, Any], run: Pa
 def check_data(number: int, was: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
     """Refuse to go on with other data than a run was trained on, and say what differs."""
     if was["fingerprint"] == now["fingerprint"]:
+        if was["units"] != now["units"]:
+            raise RunError(
+                f"the data of stage {number} is what {out} was trained on, but is cut into {now['units']} rows now and "
+                f"{was['units']} then, so in another order: by other code, or since samples can be read now that "
+                "could not be. Put back the cache with windows-*.npz of then, or start a new run"
+            )
         return
     raise RunError(
         f"the data of stage {number} is not what {out} was trained on: {was['samples']} samples "

@@ -66,6 +66,7 @@ def run(settings: Settings) -> Iterator[Comparison]:
         for name, count in SIZES.items():
             settings.say(f"writing {count:,} samples")
             write(Path(folder) / name, count, settings.threads)
+            open_shards(f"{folder}/{name}")  # indexed now, not in somebody's turn
         case = Case(
             many=f"{folder}/many", few=f"{folder}/few", position=SIZES["many"] * 9 // 10, steps=settings.steps or 200
         )
