@@ -4,6 +4,7 @@ Source: MergeDNA, Li et al. 2025, arXiv:2511.14806.
 """
 # N tokens of the packed batch, L that the local part leaves of them, D model width, G width of the grouping vectors
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -99,8 +100,8 @@ class MergingEncoder(nn.Module):
     def check_share(self, share: float) -> None:
         """Raises ValueError where the local layers cannot leave so small a share of a whole window."""
         with torch.device("cpu"):  # networks may be made without numbers
-            cut = Windows.of(Layout({"": torch.tensor([self.window])}), self.window, share)
-            by_layers(cut.layout.lengths_B, cut.goal_W, len(self._part(0)), most_neighbours)
+            least = max(1, math.floor(self.window * share))  # some windows of a row are rounded down
+            by_layers(torch.tensor([self.window]), torch.tensor([least]), len(self._part(0)), most_neighbours)
 
     def local(
         self, x_ND: Float[Tensor, "N D"], layout: Layout, *, share: float | None = None, seen: Seen | None = None

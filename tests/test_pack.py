@@ -122,6 +122,10 @@ def test_two_columns_do_not_become_one_member_in_silence(pictures, tmp_path):
     (pictures / "two.csv").write_text("a,b\nsub/p0.PNG,sub/p1.PNG\n")
     with pytest.raises(PackError, match=r"row 1: sub/p1\.PNG cannot be taken: another column gives .png too"):
         pack_files(pictures / "two.csv", tmp_path / "out", pair=("image=a", "file=b"))
+    (pictures / "note.txt").write_text("said")
+    (pictures / "texts.csv").write_text("a,b\nnote.txt,words\n")
+    with pytest.raises(PackError, match=r"row 1: column b cannot be taken: another gives \.txt too"):
+        pack_files(pictures / "texts.csv", tmp_path / "out", pair=("file=a", "text=b"))
     (pictures / "bare").write_bytes(b"x")
     (pictures / "bare.csv").write_text("a\nbare\n")
     with pytest.raises(PackError, match="row 1: bare cannot be taken: its name has no suffix"):

@@ -197,10 +197,9 @@ class Plan:
         width_of = [_rounded(n) for _, n, _ in self.groups]
         if self.keys is not None or 2 * len(set(width_of)) > len(self.groups):
             return None
-        tokens = []
-        for width, some in groupby(
-            zip(width_of, _numbered([(g, n) for g, n, _ in self.groups]), strict=True), itemgetter(0)
-        ):
+        numbered, tokens = _numbered([(rows, n) for rows, n, _ in self.groups]), []
+        wide = sorted(zip(width_of, numbered, strict=True), key=itemgetter(0))
+        for width, some in groupby(wide, itemgetter(0)):
             tokens.append(torch.cat([F.pad(one_gn, (0, width - one_gn.shape[1]), value=-1) for _, one_gn in some]))
         order = Order.of(tokens, heads).to(self.device)
         groups = [(len(token_gn), token_gn.shape[1], token_gn.shape[1]) for token_gn in tokens]

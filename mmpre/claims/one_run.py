@@ -111,7 +111,7 @@ class ClaimRun:
         if not self.trained:
             raise RunError(f"{self.folder} was stopped at step {self.step} of {self.steps}")
         if self.sets is not None and self.answer is None:
-            evaluate(self.folder, untrained=False, bags=False, sets=self.sets, kinds=self.kinds)
+            evaluate(self.folder, untrained=False, bags=False, sets=self.sets, kinds=self.kinds, required=False)
 
     def as_json(self) -> str:
         return json.dumps(asdict(self), default=str)

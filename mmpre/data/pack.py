@@ -148,6 +148,9 @@ def _members(
             problems.found.append(f"row {number}: column {column} is empty")
             return {}
         if name in TEXT:
+            if TEXT[name] in members:
+                problems.found.append(f"row {number}: column {column} cannot be taken: another gives .{TEXT[name]} too")
+                return {}
             members[TEXT[name]] = str(value).encode()
             continue
         path = (source.parent / str(value)).resolve()

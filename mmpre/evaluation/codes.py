@@ -15,7 +15,7 @@ from mmpre.data.sample import BadMember
 from mmpre.data.shards import CorruptSample
 from mmpre.data.units import Units
 from mmpre.draw import Draw
-from mmpre.evaluation.results import Result, mean, statistic
+from mmpre.evaluation.results import NotMeasured, Result, mean, statistic
 from mmpre.gumbel import perplexity
 from mmpre.modality import Reader
 from mmpre.objectives.own_codes import OwnCodes
@@ -45,7 +45,7 @@ class CodebookUse:
             code_n = self.coder.codes(batch)[clean.special_N < 0]
             counts.append(torch.bincount(code_n, minlength=len(self.coder.book)).cpu())
         if not counts:
-            raise ValueError("CodebookUse: no unit could be read; look at the data's holes")
+            raise NotMeasured("CodebookUse: no unit could be read; look at the data's holes")
         count_BK, of = torch.stack(counts), f"(of {len(self.coder.book)})"
         rest_BK = count_BK.clone()
         rest_BK[:, count_BK.sum(0).argmax()] = 0
@@ -80,7 +80,7 @@ class OwnCodesUse:
             sizes.append(len(right_MG))
             right.append(right_MG.float().mean().item())
         if not sizes:
-            raise ValueError("OwnCodesUse: no unit could be read; look at the data's holes")
+            raise NotMeasured("OwnCodesUse: no unit could be read; look at the data's holes")
         soft_BGV, count_BGV = torch.stack(soft), torch.stack(counts)
         of, groups = soft_BGV[0].numel(), soft_BGV.shape[1]
         columns = soft_BGV.numpy(), np.array(sizes)

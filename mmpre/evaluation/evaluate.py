@@ -45,12 +45,13 @@ KEPT = "evaluation.json"  # in a run's folder: what was measured last, for each 
 def evaluate(
     run: Path | str, *, data: Sequence[str] = (), sidecar: str | None = None, best: bool = False,
     untrained: bool = True, bags: bool = True, rows: int = 2048, sets: Sequence[Path | str] = (),
-    kinds: Sequence[str] | None = None,
+    kinds: Sequence[str] | None = None, required: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Held-out losses of every task, the recipe's own evaluations, and the tasks of data sets' cards.
 
     `data` defaults to the run's held-out shards, `sets` (folders with a card) to the set that the run's shards lie in,
-    where no data is given; of their tasks those of some `kinds` are measured, or all. Beside it are measured, unless
+    where no data is given; of their tasks those of some `kinds` are measured, or all; there must be one where they are
+    `required`. Beside it are measured, unless
     left out, the `untrained` network, and by `bags` of pieces what needs no network. Returns {"run", "step", "data",
     "trained": {...}, "untrained": {...}, "trivial": {...}}, each with "tasks" (loss and metrics by task) and "results"
     (name, value, interval, n, chance); "gain" says by how much trained is better than untrained on the same rows, "not
@@ -73,16 +74,16 @@ def evaluate(
     }  # fmt: skip
     networks = {"trained": opened.recipe} | ({"untrained": opened.untrained()} if untrained else {})
     tasks = [task for folder in cards for task in card_tasks(folder) if kinds is None or task.kind in kinds]
-    if (kinds or (sets and kinds is None)) and not tasks:
+    if required and (kinds or (sets and kinds is None)) and not tasks:
         wanted = f"task of kind {' or '.join(kinds)}" if kinds else "task"
         raise RunError(f"{run}: no {wanted} on the cards of {', '.join(map(str, cards))}; add some, or name other sets")
     found: dict[str, dict[str, Result]] = {}
     for name, recipe in networks.items():
         answer[name] = measure_recipe(opened, recipe, urls, sidecar, rows) if urls else {"tasks": {}, "rows": 0}
-        missing = answer.setdefault("not measured", {}) | answer[name].pop("not measured", {})
+        missing = answer[name].pop("not measured", {})
         results = [*answer[name].pop("results", []), *_measure_cards(tasks, recipe, missing)]
         results = list(_numbers(results, missing))
-        answer["not measured"] |= missing
+        answer.setdefault("not measured", missing)  # the trained network's, which comes first
         found[name] = {one.name: one for one in results}
         answer[name]["results"] = [one.as_json() for one in results]
     if tasks and bags:

@@ -14,6 +14,7 @@ from mmpre.markdown import spread, student_interval
 from mmpre.markdown import table as as_table
 from mmpre.runs.command import again
 from mmpre.runs.metrics import read_metrics, seconds_of
+from mmpre.runs.record import read_record
 from mmpre.runs.run import Run, load
 
 HEAD = ("measure", "n", "trained", "untrained", "better by", "bag of pieces", "chance")
@@ -42,7 +43,7 @@ def page(runs: Sequence[Path]) -> str:
     """
     alike: dict[str, list[Run]] = {}
     for opened in map(load, runs):
-        record = opened.record
+        record = read_record(opened.path)  # whose numbers name files as they were given, not each run's copy
         options = {name: value for name, value in record["options"].items() if name != "seed"}
         about = [record["recipe"]["name"], record.get("scale"), record["numbers"], options]
         alike.setdefault(json.dumps(about, sort_keys=True, default=str), []).append(opened)
@@ -50,7 +51,8 @@ def page(runs: Sequence[Path]) -> str:
 
 
 def _made(runs: Sequence[Run]) -> str:
-    first, environment = runs[0].record, runs[0].record.get("environment", {})
+    first = read_record(runs[0].path)
+    environment = first.get("environment", {})
     seeds = [str(one.record["options"]["seed"]) for one in runs]
     commits = {str(one.record.get("environment", {}).get("commit", "unknown"))[:7] for one in runs}
     told = [f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}", f"commit {', '.join(sorted(commits))}"]
@@ -58,7 +60,7 @@ def _made(runs: Sequence[Run]) -> str:
     told += [f"torch {environment.get('torch')}", f"started {first['started']}"]
     steps = max(one.record.get("outcome", {}).get("step", 0) for one in runs)
     seconds = [seconds_of(read_metrics(path)) for one in runs if (path := one.path / "metrics.jsonl").exists()]
-    if seconds:
+    if steps and seconds:
         each = " each" if len(runs) > 1 else ""
         told += [f"{steps:,} steps in {np.mean(seconds) / 60:.1f} minutes{each}, held-out losses included"]
     return f"```\n{again(first, runs[0].found)}\n```\n\n{', '.join(told)}.\n"
@@ -67,11 +69,11 @@ def _made(runs: Sequence[Run]) -> str:
 def _measured(runs: Sequence[Run]) -> str:
     """A table for each data that was measured on, of the newest weights."""
     newest = [_newest(kept(one.path)) for one in runs]
-    tables = []
-    for data in dict.fromkeys(data for one in newest for data in one):
+    tables, every = [], dict.fromkeys(data for one in newest for data in one)
+    for data in every:
         answers = [one[data] for one in newest if data in one]
         told = markdown(answers[0]) if len(answers) == 1 else over_seeds(answers)
-        tables.append(f"On {' '.join(data)}:\n\n{told}" if len(newest[0]) > 1 else told)
+        tables.append(f"On {' '.join(data)}:\n\n{told}" if len(every) > 1 else told)
     return "\n\n".join(tables)
 
 

@@ -65,14 +65,10 @@ def _draw_words(
         plan_WR = transport(word_WD, region_RD).numpy()[1:-1]
         _draw_shares(moved, plan_WR, words, named, "where each word's mass goes")
         named_W, cost_WR = reading.costs(sample, processes)
-        names = [" ".join(words[t] for t in named[region]) for region in named_W.tolist()]
-        _draw_shares(
-            read,
-            cost_WR.clamp(min=0).numpy(),
-            names,
-            [[n] for n in range(len(names))],
-            "what a hidden name is read from",
-        )
+        regions, cost_WR = named_W.tolist(), cost_WR.clamp(min=0).numpy()
+        names = [" ".join(words[t] for t in named[region]) for region in regions]
+        own = [[n for n, one in enumerate(regions) if one == region] for region in range(cost_WR.shape[1])]
+        _draw_shares(read, cost_WR, names, own, "what a hidden name is read from")
 
 
 def _draw_shares(

@@ -92,8 +92,8 @@ class Account:
 
     @cached_property
     def best(self) -> Mapping[str, Any] | None:
-        """The held-out line with the lowest loss."""
-        return min((line for line in self.valid if line.get("best")), key=lambda line: line["valid_loss"], default=None)
+        """The newest held-out line that was the best so far, in its stage."""
+        return next((line for line in reversed(self.valid) if line.get("best")), None)
 
     @cached_property
     def commands(self) -> list[tuple[str, str]]:
