@@ -11,7 +11,7 @@ Differs  rows are windows of whole words from one text (theirs: mostly two segme
          (theirs: the line times the warm-up), from 1 / (warmup + 1) of the peak; weights start from a normal
          distribution that is not cut off; bytes unless a tokenizer is given (theirs: 30,522 word pieces); the two
          towers of Electric are left out
-Expect   not run at paper scale
+Expect   not run at paper scale; its claim, two seeds at scale tiny: docs/claims/electra.md
 Run      mmpre train electra --scale tiny --data "text/*.tar"
 """
 
