@@ -39,7 +39,7 @@ class NumpyAlone(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Callable:
         if module not in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray") or name not in self.KNOWN:
-            raise pickle.UnpicklingError(f"animal_shapes: the file asks for {module}.{name}; only arrays are read")
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}; only arrays are read")
         return self.KNOWN[name]
 
 
@@ -55,10 +55,13 @@ def build(out: Path, *, source: Path | None = None, fetch: bool = False) -> Path
 
 
 def read(path: Path) -> UInt8[np.ndarray, "N H W"]:
-    """Raises: pickle.UnpicklingError for a file that holds anything but an array, ValueError for another array."""
+    """Raises ValueError for a file that holds anything but an array, and for another array."""
     with gzip.open(path) as file:
         content = file.read(MAX_BYTES)
-    pictures = NumpyAlone(io.BytesIO(content)).load()
+    try:
+        pictures = NumpyAlone(io.BytesIO(content)).load()
+    except (pickle.UnpicklingError, EOFError) as e:
+        raise ValueError(f"animal_shapes: {path.name} is no pickled array ({e}); get the package anew") from None
     if getattr(pictures, "ndim", 0) != 3 or pictures.dtype != np.uint8 or len(pictures) % len(NAMES):
         shape = getattr(pictures, "shape", None)
         raise ValueError(f"animal_shapes: wanted bytes of shape [10 times as many as a class, h, w], got {shape}")

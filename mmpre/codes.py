@@ -19,6 +19,7 @@ from mmpre.batch import Batch
 from mmpre.data.codes import NEVER as NEVER
 from mmpre.draw import hashed
 from mmpre.network import Network
+from mmpre.training.gradients import full, like
 
 
 class Codebook(nn.Module):
@@ -50,9 +51,10 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        gradient_KC = self.vector_KC.grad
-        if gradient_KC is None:
+        if self.vector_KC.grad is None:
             return
+        whole = full({"vector": self.vector_KC, "gradient": self.vector_KC.grad})  # of what processes may share
+        vector_KC, gradient_KC = whole["vector"].clone(), whole["gradient"]
         used_K = gradient_KC.abs().sum(1) > 0
         self.idle_K.copy_(torch.where(used_K, 0, self.idle_K + 1))
         moved = (self.idle_K >= self.patience).nonzero().squeeze(1)
@@ -60,8 +62,9 @@ class Codebook(nn.Module):
         if len(moved) and len(used):
             rng = torch.Generator().manual_seed(hashed("codebook", step))
             beside = used[torch.randint(len(used), (len(moved),), generator=rng).to(used.device)]
-            noise = torch.randn(len(moved), self.vector_KC.shape[1], generator=rng) * 0.02
-            self.vector_KC[moved] = self.vectors()[beside] + noise.to(self.vector_KC)
+            noise = torch.randn(len(moved), vector_KC.shape[1], generator=rng) * 0.02
+            vector_KC[moved] = F.normalize(vector_KC[beside].float(), dim=1).to(vector_KC) + noise.to(vector_KC)
+            self.vector_KC.copy_(like(vector_KC, self.vector_KC))
             self.idle_K[moved] = 0
 
 

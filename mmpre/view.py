@@ -9,7 +9,7 @@ from mmpre.attention import Attend, Full
 from mmpre.attention.by_tokens import PerRow
 from mmpre.batch import Picked, Row, check_alike
 from mmpre.data.contract import check_tokens
-from mmpre.data.sample import Sample
+from mmpre.data.sample import BadMember, Sample
 from mmpre.draw import Draw, Draws
 from mmpre.labels import NONE, Label
 from mmpre.masking.protocol import Borrower, Corrupted, Corruption, Mask, SampleMask, untouched
@@ -107,7 +107,11 @@ class View:
         return Read(sample.key, clean, labels, sources, lend, draw)
 
     def _read(self, role: str, reader: Reader, source: Sample, draw: Draw) -> Tokens:
-        tokens = reader.tokenize(source, draw)
+        try:
+            tokens = reader.tokenize(source, draw)
+        except BadMember as e:
+            e.sample = source  # another than the row's own, maybe
+            raise
         check_tokens(tokens, role, reader, source)
         return self.cuts[role](tokens, draw.child("cut")) if role in self.cuts else tokens
 

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import pickle
 from collections import Counter
 from pathlib import Path
 
@@ -185,7 +184,7 @@ def test_only_arrays_of_numbers_are_unpickled(tmp_path):
     for what, message in [(Harm(), "asks for builtins.exec; only arrays are read"),
                           ([Image.new("L", (1, 1))], r"asks for PIL\.")]:  # fmt: skip
         (tmp_path / "p").mkdir(exist_ok=True)
-        with pytest.raises(pickle.UnpicklingError, match=message):
+        with pytest.raises(ValueError, match=message):
             animal_shapes.build(tmp_path / "out", source=make_animal_shapes(tmp_path / "p", what))
     with pytest.raises(ValueError, match=r"wanted bytes of shape .*, got \(41, 2, 2\)"):
         animal_shapes.build(tmp_path / "out", source=make_animal_shapes(tmp_path / "p", np.zeros((41, 2, 2), np.uint8)))

@@ -167,3 +167,19 @@ def test_donors_come_from_another_sample_by_the_order_alone(shards):
         torch.equal(a.parts[0].seen["tones"]["pitch"], b.parts[0].seen["tones"]["pitch"])
         for a, b in zip(made, again, strict=True)
     )
+
+
+def test_what_another_sample_lent_is_blamed_on_it(tmp_path):
+    with webdataset.ShardWriter(str(tmp_path / "tones-%06d.tar"), maxcount=40, verbose=0) as sink:
+        for i in range(40):
+            sink.write({"__key__": f"s{i:03d}", "notes": b"1.0 high 2.0" if i == 7 else b"1.0 2.0 %d" % i})
+    one = stage(tasks=[Task("pairs", View(donors={"tones": OtherSample(share=1.0)}), None)], batch=40, steps=3)
+    shards, lent = [str(tmp_path / "tones-000000.tar")], 0
+    for made in load(data(shards, one), slots(one, 3, 0, 3, 0, 1), 0):
+        assert all(
+            (hole.shard, hole.key, hole.cause) == ("tones-000000.tar", "s007", "not notes") for hole in made.holes
+        )
+        lent += len(made.holes)
+        # the row that had no part in it is missing, the broken sample's own row took another's notes and is there
+        assert len(made.units) == len(made.holes) + sum(len(part.keys) for part in made.parts)
+    assert lent > 0

@@ -13,6 +13,7 @@ import webdataset
 from torchrun_jobs import carry_out
 
 import mmpre
+from mmpre.codes import Codebook
 from mmpre.runs.metrics import read_metrics
 from mmpre.runs.options import RunOptions
 
@@ -54,6 +55,8 @@ def runs(shards, tmp_path_factory):
     stop = {"numbers": {"stop_at": 4}}
     alone += [job("uneven", out / "from-one", shards, options=OPTIONS, **stop)]
     together += [job("uneven", out / "from-two", shards, options=OPTIONS | WAYS["fsdp"], **stop)]
+    alone += [{"do": "codes", "run": str(out / "codes-alone")}]
+    together += [{"do": "codes", "run": str(out / "codes-shared")}]
     for one in alone:
         carry_out(one)
     together += [{"do": "resume", "run": str(out / "from-one"), "options": WAYS["fsdp"]}]
@@ -117,6 +120,14 @@ def test_in_bf16_they_agree_as_far_as_it_rounds(runs, way):
 @pytest.mark.parametrize("run", ["from-one", "from-two"])
 def test_a_run_goes_on_with_other_processes_and_whole_or_shared_parameters(runs, run):
     assert_alike(runs / "uneven-alone", runs / run)
+
+
+def test_idle_codes_move_alike_where_processes_share_the_codebook(runs):
+    alone, shared = (torch.load(runs / f"codes-{way}", weights_only=True) for way in ("alone", "shared"))
+    torch.manual_seed(0)
+    began_KC = Codebook(6, 4).vector_KC
+    assert (alone["vectors"] != began_KC).any(1).nonzero().squeeze(1).tolist() == [1, 4]
+    assert all(torch.equal(alone[name], shared[name]) for name in alone)
 
 
 @pytest.mark.parametrize("way", ["alone", "sum", "ddp", "fsdp", "exact"])

@@ -194,7 +194,7 @@ def test_a_run_is_measured_by_the_card_of_its_data_and_keeps_what_was_found(run,
     main(["eval", str(run), "--table"])
     printed = capsys.readouterr().out.strip()
     assert printed.endswith(markdown(kept(run))) and "mmpre train masked --scale tiny" in printed
-    assert "seed 0" in printed and re.search(r"4 steps in \d+\.\d minutes", printed)
+    assert "seed 0" in printed and re.search(r"4 steps in (\d+ seconds|\d+\.\d minutes), held-out", printed)
     assert "| grey: brightness: linear probe | 30 | 1.000 (1.000 to 1.000) |" in markdown(kept(run))
 
 
@@ -209,7 +209,7 @@ def test_runs_that_differ_by_their_seed_are_told_together(run, tmp_path, capsys)
     evaluate(runs[1], kinds=["classification"])
     main(["eval", *map(str, runs), "--table"])
     printed = capsys.readouterr().out
-    assert printed.count("mmpre train") == 1 and "seeds 0, 1, commit" in printed and "minutes each" in printed
+    assert printed.count("mmpre train") == 1 and "seeds 0, 1, commit" in printed and " each, held-out" in printed
     (line,) = [line for line in printed.splitlines() if line.startswith("| masked: loss |")]
     cells = [cell.strip() for cell in line.split("|")[1:-1]]
     trained, untrained = (np.array([one[which]["tasks"]["masked"]["loss"] for one in both]) for which in
@@ -251,6 +251,30 @@ def test_a_member_of_several_kinds_is_searched_by(run, tmp_path):
     answer = evaluate(run, sets=[tmp_path / "grey"], untrained=False, bags=False)
     # pictures are all different, so that nothing is like another
     assert "has a right item" in answer["not measured"]["grey: like"]
+
+
+def test_texts_in_json_are_found_as_a_text_member_is(tmp_path):
+    words = [f"{one} {two}" for one in "red blue green grey".split() for two in "fox owl elk cat ant".split()]
+    tasks = [
+        {"kind": "retrieval", "about": "by words", "input": "txt", "target": "json:words", "group": "json:words"},
+        {"kind": "retrieval", "about": "by a number", "input": "txt", "target": "json:number", "group": "json:words"},
+    ]
+    for split in ("train", "valid", "test"):
+        with shard_writer(tmp_path / "set" / split, prefix=split) as sink:
+            for i, one in enumerate(words):
+                told = {"words": one.split(), "number": i} if i else ["no mapping"]
+                sink.write({"__key__": f"{i:02d}", "txt": ", ".join(one.split()), "json": json.dumps(told)})
+    (tmp_path / "set/card.json").write_text(json.dumps({"name": "words", "tasks": tasks}))
+    shards = {which: (f"{tmp_path}/set/{which}",) for which in ("train", "valid")}
+    small = dict(modality="text", width=16, depth=1, heads=2, batch=8, warmup=1)
+    run = mmpre.train("masked", scale="tiny", out=tmp_path / "run", steps=2, data=shards["train"],
+                      valid=shards["valid"], **small)  # fmt: skip
+    answer = evaluate(run, untrained=False)
+    found = {one["name"]: one for one in answer["trained"]["results"]}
+    for way in ("json:words to txt", "txt to json:words"):  # the same text, read the same way
+        assert found[f"words: by words: {way} R@1"]["value"] == 1.0
+        assert found[f"words: by words: {way} R@1"]["n"] == len(words) - 1
+    assert "no sample has a .txt" in answer["not measured"]["words: by a number"]
 
 
 def test_the_untrained_network_is_the_one_that_the_seed_draws(run):

@@ -160,6 +160,8 @@ class MicroBatches:
             return Hole(cause=e.cause, shard=shard, key=e.key, member=e.member, modality="", detail=str(e))
         except BadMember as e:
             shard, key = self.units.identity(unit)
+            if e.sample is not None:  # what another sample lent
+                shard, key = self.units.label(self.units.source(unit)[0], e.sample.shard), e.sample.key
             modality = next((role for role, reader in readers.items() if e.member.split("|")[0] in reader.suffixes), "")
             return Hole(cause=e.cause, shard=shard, key=key, member=e.member, modality=modality, detail=e.detail)
 

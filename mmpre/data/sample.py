@@ -33,7 +33,9 @@ def picture_member(picture: Image.Image, suffixes: Sequence[str] = tuple(IMAGE_F
 
 
 class BadMember(ValueError):
-    """A member that cannot be used. `cause` is a short, countable name for why."""
+    """A member that cannot be used. `cause` is a short, countable name for why, `sample` whose it is, where known."""
+
+    sample: "Sample | None" = None
 
     def __init__(self, cause: str, member: str, detail: str) -> None:
         super().__init__(f"{member}: {detail}")

@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,14 @@ class CardTask(EvalTask):
             try:
                 yield number, units.sample(number)
             except CorruptSample:
+                continue
+
+    def sides(self, split: str, most: int, where: str) -> Iterator[tuple[int, Sample]]:
+        """The same, of `json:NAME` the text as a sample of its own; those that lack it are left out."""
+        for number, sample in self.samples(split, most):
+            try:
+                yield number, side(sample, where) if where.startswith("json:") else sample
+            except BadMember:
                 continue
 
     def missing(self) -> str:
@@ -153,3 +161,26 @@ def card_beside(urls: tuple[str, ...]) -> Path | None:
             if (folder / CARD).is_file():
                 return folder
     return None
+
+
+def as_member(where: str) -> str:
+    """The member as which a reader gets it: a text for a field of the sample's JSON."""
+    return "txt" if where.startswith("json:") else where
+
+
+def member_of(where: str) -> str:
+    """What reads a part of a sample: the same, and .png for .right.png."""
+    return as_member(where).rpartition(".")[2]
+
+
+def side(sample: Sample, where: str) -> Sample:
+    """A part of a sample as a sample of its own; of a field with several texts, all of them. Raises BadMember where
+    there is no such part."""
+    if not where.startswith("json:"):
+        return replace(sample, members={member_of(where): sample.bytes((where,))[1]})
+    name, value = where.removeprefix("json:"), sample.json()
+    value = value.get(name) if isinstance(value, dict) else None
+    texts = value if isinstance(value, list) and value else [value]
+    if not all(isinstance(text, str) for text in texts):
+        raise BadMember("missing side", "json", f"wanted a text called {name}, got {value!r}")
+    return replace(sample, members={"txt": ", ".join(texts).encode()})

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from mmpre.batch import Picked, Row, pack
-from mmpre.evaluation.cards import CardTask
+from mmpre.evaluation.cards import CardTask, member_of
 from mmpre.evaluation.features import CHUNK_TOKENS, role_of, tokenized
 from mmpre.evaluation.results import NotMeasured, Result, mean
-from mmpre.evaluation.similarity import member_of, pairs
+from mmpre.evaluation.similarity import pairs
 from mmpre.evaluation.subject import TRAIN_ROWS, Subject, title
 from mmpre.heads.vocabulary import Vocabulary
 from mmpre.masking.units import first_of_unit

@@ -62,7 +62,9 @@ def _made(runs: Sequence[Run]) -> str:
     seconds = [seconds_of(read_metrics(path)) for one in runs if (path := one.path / "metrics.jsonl").exists()]
     if steps and seconds:
         each = " each" if len(runs) > 1 else ""
-        told += [f"{steps:,} steps in {np.mean(seconds) / 60:.1f} minutes{each}, held-out losses included"]
+        took = np.mean(seconds)
+        time = f"{took / 60:.1f} minutes" if took >= 60 else f"{took:.0f} seconds"
+        told += [f"{steps:,} steps in {time}{each}, held-out losses included"]
     return f"```\n{again(first, runs[0].found)}\n```\n\n{', '.join(told)}.\n"
 
 

@@ -9,7 +9,7 @@ from sklearn.preprocessing import normalize
 
 from mmpre.data.sample import BadMember, Sample
 from mmpre.evaluation.bag import bag
-from mmpre.evaluation.cards import CardTask
+from mmpre.evaluation.cards import CardTask, member_of, side
 from mmpre.evaluation.features import pooled, towered
 from mmpre.evaluation.probe import spearman
 from mmpre.evaluation.results import NotMeasured, Result, statistic
@@ -52,25 +52,6 @@ def by_bags(task: CardTask, subject: Subject) -> list[Result]:
     return _compare(task, lambda member, samples: {"bag": bag(subject.network, member, samples)})
 
 
-def member_of(where: str) -> str:
-    """What reads a side of a pair: text for a field of its JSON, and .png for .right.png."""
-    return "txt" if where.startswith("json:") else where.rpartition(".")[2]
-
-
-def side(sample: Sample, where: str) -> Sample:
-    """One side of a pair as a sample of its own. Raises BadMember where the pair has no such side."""
-    if where.startswith("json:"):
-        value = sample.json().get(where.removeprefix("json:"))
-        if not isinstance(value, str):
-            raise BadMember(
-                "missing side", "json", f"wanted a text called {where.removeprefix('json:')}, got {value!r}"
-            )
-        members = {"txt": value.encode()}
-    else:
-        members = {member_of(where): sample.bytes((where,))[1]}
-    return Sample(sample.key, sample.shard, sample.digest, members)
-
-
 def pairs(task: CardTask, split: str, most: int) -> Iterator[tuple[int, Sample, tuple[Sample, Sample]]]:
     """Samples and their two sides; those that lack one are left out. Raises NotMeasured for a task without sides."""
     if task.other is None:
@@ -78,7 +59,7 @@ def pairs(task: CardTask, split: str, most: int) -> Iterator[tuple[int, Sample, 
     for number, sample in task.samples(split, most):
         try:
             yield number, sample, (side(sample, task.input), side(sample, task.other))
-        except (BadMember, AttributeError):
+        except BadMember:
             continue
 
 

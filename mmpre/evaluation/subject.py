@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from mmpre.evaluation.cards import CardTask
+from mmpre.evaluation.cards import CardTask, as_member
 from mmpre.evaluation.features import Vectors, pooled, role_of, towered
 from mmpre.evaluation.probe import Known
 from mmpre.evaluation.results import NotMeasured
@@ -19,7 +19,7 @@ TRAIN_ROWS, VALID_ROWS, TEST_ROWS = 20_000, 2_000, 10_000  # at most, drawn alik
 
 @dataclass
 class Subject:
-    """A network that is measured. Vectors of a split are made once."""
+    """A network that is measured. Vectors of a split are made once. Members are as a card's tasks name them."""
 
     recipe: Recipe
     kept: dict[tuple, Vectors] = field(default_factory=dict)
@@ -29,13 +29,13 @@ class Subject:
         return self.recipe.network
 
     def reads(self, member: str) -> bool:
-        return isinstance(self.network, Network) and role_of(self.network.readers, member) is not None
+        return isinstance(self.network, Network) and role_of(self.network.readers, as_member(member)) is not None
 
     def alike(self, member: str, other: str) -> bool:
         """Whether both members are read by one role, so that their states lie in one space."""
         readers = self.network.readers if isinstance(self.network, Network) else {}
-        role = role_of(readers, member)
-        return member == other or (role is not None and role == role_of(readers, other))
+        role = role_of(readers, as_member(member))
+        return member == other or (role is not None and role == role_of(readers, as_member(other)))
 
     @property
     def suffixes(self) -> list[str]:
@@ -47,14 +47,15 @@ class Subject:
     def tower(self, member: str) -> tuple[str, nn.Module] | None:
         """The role and the tower that read a member."""
         for role, tower in self.recipe.towers.items():
-            if role_of({role: tower.net.readers[role]}, member):
+            if role_of({role: tower.net.readers[role]}, as_member(member)):
                 return role, tower
         return None
 
     def means(self, task: CardTask, split: str, most: int, member: str) -> Vectors:
         key = (task.folder / split, member, most, task.period)
         if key not in self.kept:
-            self.kept[key] = pooled(self.network, member, task.samples(split, most), period=task.period)
+            samples = task.sides(split, most, member)
+            self.kept[key] = pooled(self.network, as_member(member), samples, period=task.period)
         return self.kept[key]
 
     def in_common(self, task: CardTask, split: str, most: int, member: str) -> Vectors:
@@ -62,7 +63,7 @@ class Subject:
         role, tower = self.tower(member)
         key = (task.folder / split, member, most, role)
         if key not in self.kept:
-            self.kept[key] = towered(tower, role, member, task.samples(split, most))
+            self.kept[key] = towered(tower, role, as_member(member), task.sides(split, most, member))
         return self.kept[key]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmpre.data.sample import Sample
 from mmpre.evaluation.bag import bag
-from mmpre.evaluation.cards import CardTask, read_card
+from mmpre.evaluation.cards import CardTask, as_member, read_card
 from mmpre.evaluation.collapse import collapse
 from mmpre.evaluation.few_shot import few_shot
 from mmpre.evaluation.fine_tuning import MOST, fine_tuned, of_bags
@@ -167,11 +167,11 @@ def _search(
 def _right_answers(task: CardTask, split: str, most: int) -> dict[int, str]:
     """What a sample's right answers have in common with it."""
     found = {}
-    for number, sample in task.samples(split, most):
+    for number, sample in task.sides(split, most, "" if task.group else task.target):
         if task.group:
             value = task.field(sample, task.group)
         else:
-            content = _content(sample, task.target)
+            content = _content(sample, as_member(task.target))
             value = None if content is None else hashlib.sha1(content).hexdigest()
         if value is not None:
             found[number] = str(value)
@@ -181,8 +181,8 @@ def _right_answers(task: CardTask, split: str, most: int) -> dict[int, str]:
 def _first_of_each(task: CardTask, split: str, most: int, member: str) -> set[int]:
     """The number of the first sample with each content of a member."""
     found: dict[bytes, int] = {}
-    for number, sample in task.samples(split, most):
-        if (content := _content(sample, member)) is not None:
+    for number, sample in task.sides(split, most, member):
+        if (content := _content(sample, as_member(member))) is not None:
             found.setdefault(content, number)
     return set(found.values())
 

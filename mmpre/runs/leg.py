@@ -182,7 +182,8 @@ class Leg:
         order = slots(stage, self.options.seed, first, stage.steps, rank, world)
         workers = self.options.workers
         if workers is None:
-            workers = max(1, min(4, (os.cpu_count() or 2) // world - 1))
+            here = int(os.environ.get("LOCAL_WORLD_SIZE", world))  # the cores of this machine, not of all
+            workers = max(1, min(4, (os.cpu_count() or 2) // here - 1))
         return load_batches(self._source(self.units), order, workers, pin=self.processes.device.type == "cuda")
 
     def _source(self, units: Units | Mixture, *, held_out: bool = False) -> MicroBatches:
