@@ -166,7 +166,8 @@ class Merge(nn.Module):
         self.reduce = nn.Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, x_bThwC: Float[Tensor, "b T h w C"]) -> Float[Tensor, "b T i j B"]:
-        return self.reduce(self.norm(rearrange(x_bThwC, "b t (h r) (w s) c -> b t h w (s r c)", r=2, s=2)))
+        near_bTijA = self.norm(rearrange(x_bThwC, "b t (h r) (w s) c -> b t h w (s r c)", r=2, s=2))
+        return self.reduce(near_bTijA).to(x_bThwC.dtype)
 
 
 class Level(nn.Module):

@@ -55,6 +55,10 @@ def test_tied_weights_are_stored_once_and_come_back_tied(tmp_path):
     checkpoint.restore_model(other, found.tensors["model"])
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
     assert other.tied.weight is other[2].weight
+    assert sorted(found.tensors) == ["model", "optimizer"] and len(found.tensors) == 2
+    (path / "optimizer.safetensors").unlink()  # nobody has asked for it yet
+    with pytest.raises(FileNotFoundError):
+        found.tensors["optimizer"]
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,20 @@ import pytest
 import torch
 import transformers
 from asked_pictures import changed, some_pictures, tensors_of
-from parity_text import SPECIALS, WORDS, some_batch, vary, word_tokenizer
+from parity_text import SPECIALS, WORDS, AsUnits, some_batch, vary, word_tokenizer
 from torch import nn
 
 from mmpre.draw import Draw
 from mmpre.encoder import two_stream_encoder
+from mmpre.evaluation.labelled import Labelled
+from mmpre.evaluation.rows import made_rows
 from mmpre.exchange.imports import ImportedError, fill
 from mmpre.exchange.key_table import to_ours, under
 from mmpre.heads.answers import Answers
+from mmpre.labels import NONE
 from mmpre.objectives.one_pass import Classify, OnePass
 from mmpre.plan import plan
+from mmpre.processes.processes import Processes
 from mmpre.recipes.bert import bert
 from mmpre.recipes.imports import lxmert as family
 from mmpre.recipes.lxmert import lxmert, scales
@@ -438,3 +442,20 @@ def test_what_cannot_be_built_or_read_is_told(tokenizer, tmp_path):
     the_model().save_pretrained(tmp_path / "theirs")
     with pytest.raises(ImportedError, match="has parts for the roles image, which the recipe's network has not"):
         fill(bert(tokenizer=tokenizer, width=32, depth=1, heads=4, length=16).module(), tmp_path / "theirs")
+
+
+def test_answers_are_asked_of_held_out_rows_whole_and_of_their_own_picture(tokenizer):
+    recipe = small(tokenizer)
+    (asked,) = [one for one in recipe.evaluations if isinstance(one, Labelled)]
+    samples = some_pictures(12)
+    with torch.no_grad():  # an answer that the picture and the question have no part in
+        answer = next(one for one in objective_of(recipe).readouts if isinstance(one, Classify))
+        answer.head.answer.weight.zero_()
+        answer.head.answer.bias.zero_()
+        answer.head.answer.bias[3] = 1.0
+    rows = [row for row, _ in made_rows(asked.view, asked.readers, AsUnits(samples), 12)]
+    assert not any(row.replaced[role].any() for row in rows for role in row.replaced) and not rows[0].picked
+    labels = [int(row.labels["answer"]) for row in rows]
+    (result,) = asked.run(AsUnits(samples), Processes())
+    assert result.n == sum(label != NONE for label in labels) > 3
+    assert result.value == pytest.approx(labels.count(3) / result.n)

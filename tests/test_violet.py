@@ -261,9 +261,11 @@ def test_hidden_words_are_counted_right_where_the_head_says_them(tokenizer):
         hidden.head.table.weight.zero_()
         hidden.head.bias.zero_()
         hidden.head.bias[6] = 1.0  # w1, behind five special tokens
+        hidden.head.bias[8] = 2.0  # w3, which nobody asks for
     (result,) = hidden.run(samples, Processes.start())
     assert (result.value, result.n, result.chance) == (pytest.approx(2 / 3), 3, 0.5)
-    assert not HiddenWords(hidden.network, hidden.head, hidden.readers, ("w50",)).run(samples, Processes.start())
+    for alone in ("w50",), ("w2",):  # none of them, or nothing to choose among
+        assert not HiddenWords(hidden.network, hidden.head, hidden.readers, alone).run(samples, Processes.start())
 
 
 def test_codes_of_hidden_patches_are_asked_of_held_out_clips_where_they_are_learned(tokenizer):

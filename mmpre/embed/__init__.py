@@ -4,6 +4,7 @@ The file is put together from parts (parts.py), one after the other, and takes i
 does not depend on who made which part, nor on how often the work was interrupted.
 """
 
+import logging
 import multiprocessing
 import os
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ import torch
 from mmpre.embed.files import WRITERS, writer_of
 from mmpre.embed.parts import Asked, EmbedError, Work
 from mmpre.processes.stopping import die_with_parent
+
+log = logging.getLogger(__name__)
 
 
 def embed(
@@ -58,6 +61,9 @@ def embed(
                 f"embed: one of {processes} processes was killed (for want of memory?); what is made is kept: run it "
                 "again, with fewer --processes or a smaller --batch"
             ) from None
+        except Exception as e:  # told at once: to leave the pool is to wait for the others
+            log.error("%s\nThe other processes go on, and what they make is kept.", e)
+            raise
 
 
 def _work(asked: Asked, out: Path, rank: int) -> dict[str, Any]:

@@ -77,8 +77,9 @@ class OwnCodesUse:
             chosen, right_MG = self.objective.told(batch, draw)
             soft.append(chosen.share_MGV.sum(0).cpu())
             counts.append(chosen.choice_MGV.sum(0).cpu())
-            sizes.append(len(right_MG))
-            right.append(right_MG.float().mean().item())
+            sizes.append(len(chosen.code_MG))
+            if right_MG is not None:
+                right.append(right_MG.float().mean().item())
         if not sizes:
             raise NotMeasured("OwnCodesUse: no unit could be read; look at the data's holes")
         soft_BGV, count_BGV = torch.stack(soft), torch.stack(counts)
@@ -93,12 +94,12 @@ class OwnCodesUse:
 
         commonest = (count_BGV.sum(0).amax(1) / sum(sizes)).mean().item()
         name, how = f"codebook soft perplexity, share of {of}", dict(resamples=RESAMPLES, centred=True)
-        return [
+        found = [
             statistic(name, share, *columns, chance=groups / of, **how),
             statistic(f"codebook perplexity (of {of})", hard, count_BGV.numpy(), columns[1], chance=float(groups),
                       **how),
-            mean("hidden token's code told", right, chance=commonest),
         ]  # fmt: skip
+        return [*found, mean("hidden token's code told", right, chance=commonest)] if right else found
 
 
 def _batches(

@@ -1,5 +1,5 @@
 """Are some words, hidden one at a time, known from the rest of the row: from what a text goes with, say?"""
-# W occurrences of words, M hidden tokens
+# W words, M hidden tokens, m of one row, V ids
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,11 +23,12 @@ CHUNK = 32  # rows encoded at a time
 
 @dataclass(frozen=True)
 class HiddenWords:
-    """Of all places of `words` in the texts of the first `rows` units: are all tokens of the word the likeliest ones?
+    """Of all places of `words` in the texts of the first `rows` units: is the word likelier than the others of them?
 
     The text's reader must have `spans(sample)`, the characters that each token stands for. How many tokens a word has
-    is seen, so a tokenizer should have each of the words as one. Chance is that of drawing among them. Data without
-    any of them gives no result. Where words tell what moves which way, no single frame of a clip answers.
+    is seen, so a word is asked for among those of as many tokens, and not at all where it is the only one; chance is
+    that of drawing among them. Data without any of them gives no result. Where words tell what moves which way, no
+    single frame of a clip answers.
     """
 
     network: Network
@@ -40,18 +41,30 @@ class HiddenWords:
 
     @torch.no_grad()
     def run(self, units: Units, processes: Processes) -> Sequence[Result]:
-        waiting, right = list(self._rows(units)), []
+        rows = list(self._rows(units))
+        asked: dict[str, tuple[int, ...]] = {}
+        for row in rows:
+            ids_N = row.clean[self.text][self.head.field]
+            asked[row.key] = tuple(ids_N[row.picked["word"].clean_M].tolist())
+        among: dict[int, list[tuple[int, ...]]] = {}
+        for ids in sorted(set(asked.values())):
+            among.setdefault(len(ids), []).append(ids)
+        waiting = [row for row in rows if len(among[len(asked[row.key])]) > 1]
+        right, chance = [], []
         for start in range(0, len(waiting), CHUNK):
             batch = pack(waiting[start : start + CHUNK], self.network.attend.plan).to(processes.device)
-            picked = batch.picked["word"]
-            place_M = batch.layout.at(self.text, picked.seen_M)
-            id_M = batch.clean[self.text][self.head.field][picked.clean_M]
-            wrong_M = self.head.scores(self.network(batch, at=place_M)).argmax(1) != id_M
-            wrong_W = torch.zeros(len(batch.layout)).index_add(
-                0, batch.layout.row_N[place_M].cpu(), wrong_M.float().cpu()
-            )
-            right += (wrong_W == 0).float().tolist()
-        return [mean(f"{self.name} ({', '.join(self.words)})", right, chance=1 / len(self.words))] if right else []
+            place_M = batch.layout.at(self.text, batch.picked["word"].seen_M)
+            log_MV = self.head.scores(self.network(batch, at=place_M)).float().log_softmax(1)
+            lengths = [len(asked[key]) for key in batch.keys]
+            for key, log_mV in zip(batch.keys, log_MV.split(lengths), strict=True):
+                words = among[len(asked[key])]
+                id_Wm = torch.tensor(words, device=log_mV.device)
+                log_W = log_mV.gather(1, id_Wm.T).sum(0)
+                right.append(float(words[int(log_W.argmax())] == asked[key]))
+                chance.append(1 / len(words))
+        told = {"among": [len(words) for words in among.values()]}
+        name = f"{self.name} ({', '.join(self.words)})"
+        return [mean(name, right, chance=sum(chance) / len(chance), protocol=told)] if right else []
 
     def _rows(self, units: Units) -> Iterator[Row]:
         """Each sample once for each place of a word, where it is hidden."""

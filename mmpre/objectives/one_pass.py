@@ -219,11 +219,14 @@ class Classify(nn.Module):
                 f"Classify: no label {self.label!r} in the batch, only {sorted(batch.labels)}; the task's view needs "
                 f"labels={{{self.label!r}: ...}}"
             )
-        scores_BA = self.head(self.pool.pooled(state_MD, batch)).float()
+        scores_BA = self.scores(state_MD, batch)
         label_B, per = batch.labels[self.label], f"labelled:{self.label}"
         loss = F.cross_entropy(scores_BA, label_B, ignore_index=NONE, reduction="sum")
         right = (scores_BA.detach().argmax(1) == label_B).sum()
         return Loss([Term(self.name, loss, per, self.weight)], {f"{self.name}_accuracy": (right, per)})
+
+    def scores(self, state_MD: Float[Tensor, "M D"], batch: Batch) -> Float[Tensor, "B A"]:
+        return self.head(self.pool.pooled(state_MD, batch)).float()
 
 
 class Align(nn.Module):

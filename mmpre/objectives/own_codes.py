@@ -100,7 +100,8 @@ class OwnCodes(nn.Module):
             longest = int(batch.layout.lengths_B.max())
             score_Mk = self.scores(tap_MD, chosen, row_M, others, len(batch.layout), longest)
             terms["contrast"] = F.cross_entropy(score_Mk, torch.zeros_like(row_M), reduction="sum")
-            metrics["contrast_accuracy"] = (score_Mk.detach().max(1).indices == 0).sum()
+            own_M, other_M = score_Mk.detach()[:, 0], score_Mk.detach()[:, 1:].amax(1)
+            metrics["contrast_accuracy"] = ((own_M > other_M) & other_M.isfinite()).sum()  # where there was a choice
         if self.head is not None:
             score_MGV = self._predicted(last_MD)
             target_MGV = chosen.choice_MGV if self.through else chosen.choice_MGV.detach()
@@ -117,12 +118,10 @@ class OwnCodes(nn.Module):
         f_NE = self.net.modalities[picked.role].features(batch.clean[picked.role])
         return self.book(f_NE.index_select(0, picked.clean_M), draw)
 
-    def told(self, batch: Batch, draw: Draw) -> tuple[Chosen, Bool[Tensor, "M G"]]:
-        """The codes, and which of them the last states say right (none without that task)."""
+    def told(self, batch: Batch, draw: Draw) -> tuple[Chosen, Bool[Tensor, "M G"] | None]:
+        """The codes, and which of them the last states say right (None where nobody asked them)."""
         chosen, (_, last_MD) = self.coded(batch, draw), self._states(batch, self._picked(batch))
-        if self.head is None:
-            return chosen, torch.zeros_like(chosen.code_MG, dtype=torch.bool)
-        return chosen, self._right(self._predicted(last_MD), chosen)
+        return chosen, None if self.head is None else self._right(self._predicted(last_MD), chosen)
 
     def scores(
         self, state_MD: Float[Tensor, "M D"], chosen: Chosen, row_M: Int[Tensor, "M"], others: Others, rows: int, n: int

@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,11 +59,27 @@ class Checkpoint:
 
     @cached_property
     def tensors(self) -> Mapping[str, dict[str, Tensor]]:
-        found = {}
-        for stem, aliases in self.aliases.items():
-            tensors = safetensors.torch.load_file(self.path / f"{stem}.safetensors")
-            found[stem] = tensors | {name: tensors[first] for name, first in aliases.items()}
-        return found
+        return _Files(self)
+
+
+class _Files(Mapping):
+    """Each file is read when it is first asked for: an evaluation needs the weights, not what the optimizer keeps."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint, self.read = checkpoint, {}
+
+    def __getitem__(self, stem: str) -> dict[str, Tensor]:
+        if stem not in self.read:
+            aliases = self.checkpoint.aliases[stem]
+            tensors = safetensors.torch.load_file(self.checkpoint.path / f"{stem}.safetensors")
+            self.read[stem] = tensors | {name: tensors[first] for name, first in aliases.items()}
+        return self.read[stem]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.checkpoint.aliases)
+
+    def __len__(self) -> int:
+        return len(self.checkpoint.aliases)
 
 
 def save(
