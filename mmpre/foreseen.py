@@ -1,16 +1,21 @@
 """Problems that are foreseen end a command with a few lines; others are bugs, and keep their traceback."""
 
+import os
 import sys
 from collections.abc import Callable
 
 
 def foreseen(work: Callable[[], int | None]) -> None:
     """Do some work; a problem that we foresee is told in a few lines, and the process ends with its exit code."""
+    code = None
     try:
         code = work()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("mmpre: interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # who read what is printed, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except MemoryError as e:
         print(f"mmpre: there is not enough memory ({told(e)}); use smaller numbers", file=sys.stderr)
         sys.exit(2)

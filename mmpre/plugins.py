@@ -199,10 +199,19 @@ def load_again(name: str, path: str) -> ModuleType:
 
 def _from_module(module: ModuleType, name: str, path: Path, *, is_file: bool) -> LoadedRecipe:
     function = getattr(module, name, None)
+    if not callable(function) and is_file:  # a copy of a recipe, under a name of its own
+        made = [one for one in vars(module).values() if _makes_recipes(one, module)]
+        function = made[0] if len(made) == 1 else None
     if not callable(function):
         raise PluginError(f"{path} must define a function {name}(...) that returns an mmpre.Recipe")
     return LoadedRecipe(name, function, getattr(module, "scales", {}), path, is_file, module.__doc__ or "",
                         getattr(module, "claim", None))  # fmt: skip
+
+
+def _makes_recipes(one: object, module: ModuleType) -> bool:
+    """Whether it is a function of that module which says that it returns a Recipe."""
+    returns = getattr(one, "__annotations__", {}).get("return") if inspect.isfunction(one) else None
+    return getattr(returns, "__name__", returns) == "Recipe" and one.__module__ == module.__name__
 
 
 def nearest(name: str, known: Collection[str]) -> str:

@@ -88,7 +88,9 @@ class CodeReader:
         has_text = any(suffix in sample.members for suffix in self.about)
         has_code = not has_text or any(suffix in sample.members for suffix in self.languages)
         code = self.code(sample) if has_code else Code((), (), ())
-        texts = [*([sample.text(self.about)] if has_text else []), *(code.comments if self.comments else ())]
+        texts = [sample.text(self.about).strip()] if has_text else []
+        if self.comments:  # a docstring that is the text too would tell its hidden words
+            texts += [one for one in code.comments if not any(text in one or one in text for text in texts)]
         said_W = spoken_W = np.zeros(0, dtype=np.int64)
         if texts:
             cut = self.vocabulary.cut("\n".join(texts))

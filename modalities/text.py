@@ -211,6 +211,8 @@ class ErasedText:
         (before_W, word_W), (after_W, later_W) = (
             vocabulary.cut(half) if half else (nothing, nothing) for half in halves
         )
+        if not len(before_W) + len(after_W):  # all that a tokenizer sees would be gone
+            return self.reader.tokenize(sample, draw)
         first = int(word_W.max()) + 1 if len(word_W) else 0
         later_W = torch.where(later_W < 0, later_W, later_W + first)
         most = self.reader.max_length - 2

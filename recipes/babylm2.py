@@ -112,6 +112,11 @@ def babylm2(
             ),
         )  # fmt: skip
 
+    if masked and causal and (fewest := (batch >> 2) // growth) < turn:
+        raise ValueError(
+            f"babylm2: masked and causal rows take turns over {turn} rows, a step of the last stage may have {fewest}; "
+            f"use a batch of {4 * growth * turn} or more, or fewer masked rows to a causal one"
+        )
     ends = [0, steps * 7 // 10, steps * 9 // 10, steps]
     stages = [stage(number, ends[number], ends[number + 1]) for number in range(3)]
     return Recipe(stages, net, modules={"average": Average(nn.ModuleDict({"net": net, "head": head}), average)})

@@ -66,6 +66,11 @@ def electra(
     clip: float = 1.0,  # largest norm of the gradient
     valid_every: int = 5_000,  # steps
 ) -> Recipe:
+    if untied_generator_embeddings and not untied_generator:
+        raise ValueError(
+            "electra: a generator that is the discriminator's network has its embeddings; leave "
+            "untied_generator_embeddings off, or untied_generator on"
+        )
     reader = TextReader(tokenizer, max_length=length, windowed=True)
 
     def embeddings() -> Text:

@@ -20,7 +20,7 @@ from mmpre.view import Dealt, View
 
 DRAW = Draw.micro_batch(0, 0, 0, 0)
 SMALL = dict(
-    width=32, depth=2, heads=4, hidden=48, length=16, batch=16, micro_batches=1, growth=1, steps=20, warmup=2,
+    width=32, depth=2, heads=4, hidden=48, length=16, batch=64, micro_batches=1, growth=1, steps=20, warmup=2,
     cooldown=2, dropout=0.0,
 )  # fmt: skip
 
@@ -275,7 +275,7 @@ def test_fewer_words_are_hidden_as_training_goes_on_80_10_10_by_spans(tokenizer)
 @pytest.mark.parametrize("parts", [dict(masked=3), dict(causal=0), dict(masked=0)], ids=str)
 def test_both_ways_and_each_alone_learn(parts, tokenizer):
     torch.manual_seed(0)
-    recipe = babylm2(tokenizer=tokenizer, **SMALL | dict(lr=2e-2, steps=30) | parts)
+    recipe = babylm2(tokenizer=tokenizer, **SMALL | dict(lr=2e-2, steps=30, batch=16) | parts)
     stage, task = recipe.stages[0], recipe.stages[0].tasks[0]
     optimizer = stage.optimizer.build(recipe.module()["tasks"].named_parameters())
     losses = {}
@@ -292,3 +292,9 @@ def test_both_ways_and_each_alone_learn(parts, tokenizer):
     assert set(losses) == {"masked", "causal"} - {kind for kind, n in parts.items() if not n}
     for name, values in losses.items():
         assert sum(values[-3:]) < 0.8 * sum(values[:3]), name
+
+
+def test_rows_that_cannot_take_turns_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="turns over 16 rows, a step of the last stage may have 8; use a batch of 64"):
+        babylm2(tokenizer=tokenizer, **SMALL | dict(batch=32, masked=15))
+    assert len(babylm2(tokenizer=tokenizer, **SMALL | dict(batch=32, masked=15, causal=0)).stages) == 3

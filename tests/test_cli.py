@@ -3,6 +3,9 @@
 import json
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import webdataset
@@ -13,6 +16,8 @@ import mmpre
 from mmpre.command_line.arguments import comments
 from mmpre.command_line.cli import main
 from mmpre.data.shard_writer import shard_writer
+from mmpre.plugins import PluginError, find_recipe
+from mmpre.recipes import bert
 
 
 def run(capsys, *words):
@@ -101,6 +106,24 @@ def test_a_recipe_file_is_trained_resumed_and_its_numbers_recorded(capsys, tmp_p
 
 
 @pytest.mark.fault("G4")
+def test_a_copied_recipe_is_found_under_the_name_of_its_file(tmp_path):
+    copy = tmp_path / "mine.py"
+    copy.write_text(Path(bert.__file__).read_text())
+    found = find_recipe(copy)
+    assert (found.name, found.function.__name__) == ("mine", "bert") and "tiny" in found.scales
+    two = tmp_path / "two.py"
+    two.write_text(copy.read_text() + "\n\ndef other() -> Recipe:\n    return bert()\n")
+    with pytest.raises(PluginError, match=r"must define a function two\(\.\.\.\) that returns an mmpre.Recipe"):
+        find_recipe(two)
+
+
+def test_who_reads_only_the_first_lines_sees_no_traceback():
+    words = "import sys; from mmpre.command_line.cli import main; main(['--help'])"
+    pipe = subprocess.Popen([sys.executable, "-c", words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipe.stdout.close()
+    assert pipe.stderr.read() == b"" and pipe.wait() == 0
+
+
 def test_nothing_beside_a_recipe_file_can_stand_in_for_a_package(tmp_path, melodies):  # noqa: F811
     (tmp_path / "torch.py").write_text("raise SystemExit('shadowed')")
     (tmp_path / "tones.py").write_text(TONES.read_text())

@@ -25,8 +25,8 @@ def test_holes_are_counted_by_cause_shard_and_modality_and_named_in_lines(tmp_pa
         (3, "k0", "checksum"), (3, "k1", "checksum"), (3, "k2", "empty text"),
     ]  # fmt: skip
     assert (
-        ledger.summary()
-        == "3 holes in 128 rows (checksum: 2, such as a.tar: k0.jpg; empty text: 1, such as a.tar: k2.jpg)"
+        ledger.summary() == "3 holes in 128 rows (checksum: 2, such as a.tar: k0.jpg, its bytes do not fit; "
+        "empty text: 1, such as a.tar: k2.jpg, its bytes do not fit)"
     )
 
 

@@ -7,9 +7,10 @@ from small_runs import bert, pairs, train
 
 import mmpre
 from mmpre.batch import Views
+from mmpre.data.sample import Sample
 from mmpre.draw import Draw
 from mmpre.dropout import DropHeads
-from mmpre.modalities.text import ERASED
+from mmpre.modalities.text import ERASED, ErasedText, TextReader
 from mmpre.objectives.contrast import NTXent
 from mmpre.recipes.mirror_bert import mirror_bert, scales
 
@@ -151,3 +152,10 @@ def test_the_papers_scales_are_berts_and_words_have_their_own_numbers(tmp_path):
         for scale in ("drophead", "roberta")
     }
     assert heads == {"drophead": {0.2}, "roberta": {0.05}}
+
+
+def test_a_text_of_which_erasing_would_leave_nothing_is_read_whole(tokenizer):
+    reader = ErasedText(TextReader(tokenizer, max_length=16), length=5, least=6)
+    text = Sample("a", "s", "d", {"txt": b"  w1  "})
+    ids = {tuple(reader.tokenize(text, Draw.row(0, 0, 0, epoch=0, unit=i))["ids"].tolist()) for i in range(40)}
+    assert ids == {tuple(reader.reader.tokenize(text, Draw.row(0, 0, 0, epoch=0, unit=0))["ids"].tolist())}

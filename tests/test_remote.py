@@ -17,7 +17,8 @@ import pytest
 from mmpre.command_line.cli import main
 from mmpre.data import remote
 from mmpre.data.index import ShardError, expand_shards, open_shards
-from mmpre.data.remote import Remote, StorageError
+from mmpre.data.mixture import sources
+from mmpre.data.remote import Remote, StorageError, public
 from mmpre.data.shards import ShardReader, shard_writer
 
 
@@ -230,3 +231,15 @@ def test_the_cache_is_shown_and_cleared(server, tmp_path, capsys, cache):
     assert "1 shards, 10,240 bytes in" in capsys.readouterr().out
     main(["data", "cache", "--clear"])
     assert "10,240 bytes removed" in capsys.readouterr().out and not remote.entries()
+
+
+def test_what_is_written_down_of_a_named_source_is_the_source_without_its_secrets():
+    words = [
+        "wiki@3=shards/wiki",
+        "books@1=https://me:word@host:8443/books-{000..009}.tar?token=x",
+        "https://a@b/c.tar",
+    ]
+    shown = public({"data": words})["data"]
+    assert shown == ["wiki@3=shards/wiki", "books@1=https://host:8443/books-{000..009}.tar", "https://b/c.tar"]
+    assert public(shown) == shown  # as often as a record is written
+    assert sources(shown[:2])["books"].data == ("https://host:8443/books-{000..009}.tar",)

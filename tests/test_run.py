@@ -159,6 +159,10 @@ def test_other_data_and_changed_settings_are_refused_and_moved_shards_are_not(un
     for path in melodies.glob("*.tar"):
         (moved / path.name).write_bytes(path.read_bytes())
     mmpre.resume(unbroken, data=shards(moved, "train"), valid=shards(moved, "valid"))
+    assert mmpre.load(unbroken).record["numbers"]["data"] == list(shards(moved, "train"))
+    mmpre.resume(unbroken)  # which finds it where it was last
+    with pytest.raises(RunError, match=r"the held-out data of stage 0 is not what .* began with"):
+        mmpre.resume(unbroken, valid=shards(moved, "train"))
     with pytest.raises(RunError, match=r"200 samples .* then, 180 .* now"):
         mmpre.resume(unbroken, data=shards(moved, "train")[:2], valid=shards(moved, "valid"))
     with pytest.raises(RunError, match="seed would change the results"):
@@ -171,9 +175,12 @@ def test_other_data_and_changed_settings_are_refused_and_moved_shards_are_not(un
 
 def test_the_same_shards_cut_into_other_rows_are_refused():
     was = {"fingerprint": "a" * 64, "samples": 9, "units": 30}
-    check_data(0, was, was, Path("run"))
-    with pytest.raises(RunError, match=r"stage 0 is what run was trained on, but is cut into 31 rows now and 30 then"):
-        check_data(0, was, was | {"units": 31}, Path("run"))
+    check_data("the data", was, was, Path("run"))
+    with pytest.raises(RunError, match=r"the data is what run began with, but is cut into 31 rows now and 30 then"):
+        check_data("the data", was, was | {"units": 31}, Path("run"))
+    with pytest.raises(RunError, match=r"the sidecar of the data is not the one that run began with"):
+        check_data("the data", was | {"sidecars": ["a"]}, was | {"sidecars": ["b"]}, Path("run"))
+    check_data("the data", was, was | {"sidecars": ["b"]}, Path("run"))  # a record of before they were looked at
 
 
 @pytest.mark.fault("A18")

@@ -20,6 +20,8 @@ from mmpre.claims.one_run import ClaimRun
 from mmpre.claims.page import write
 from mmpre.claims.runs import carry_out
 from mmpre.data.remote import public
+from mmpre.evaluation.cards import card_beside
+from mmpre.evaluation.suite import card_tasks
 from mmpre.markdown import student_interval
 from mmpre.plan import plan
 from mmpre.plugins import LoadedRecipe, find_recipe
@@ -98,6 +100,7 @@ def claim(
     first = [_run("before", before, seed, out, options) for seed in range(options.seeds)] if before else []
     for run in (*first, *runs.values()):
         run.check()
+    _check_tasks(found, stated, shared, options)
     carry_out([*first, *runs.values()], options.at_once)
     compared, missing = [], {}
     for name, one in stated.against.items():
@@ -133,6 +136,19 @@ def claim(
     if options.out_page is not None:
         write(told, options.out_page.parent, options.out_page.name)
     return told
+
+
+def _check_tasks(found: LoadedRecipe, stated: Claim, shared: Mapping[str, Any], options: ClaimOptions) -> None:
+    """Raise ValueError, before anything is trained, where no data set at hand has the tasks that a claim measures."""
+    beside = [card_beside(tuple(shared.get(name) or ())) for name in ("data", "valid")]
+    cards = list(options.on) or [folder for folder in beside if folder]
+    kinds = {task.kind for folder in cards for task in card_tasks(Path(folder))}
+    if stated.kinds and not kinds & set(stated.kinds):
+        where = f"the cards of {', '.join(map(str, cards))} have none" if cards else "no card lies beside the data"
+        raise ValueError(
+            f"claim: {found.name}'s claim measures tasks of kind {' or '.join(stated.kinds)}, and {where}; name a data "
+            "set with such tasks by --on (`mmpre data list` tells them)"
+        )
 
 
 def compare(own_S: np.ndarray, other_S: np.ndarray, *, less: bool = False, margin: float = 0.0) -> dict[str, Any]:
@@ -191,9 +207,9 @@ def _run(
 
 
 def _flops(recipe: str | Path, scale: str, numbers: Mapping[str, Any]) -> float:
-    """FLOPs of a step, the mean over stages by their steps."""
+    """FLOPs of a step, the mean over all."""
     stages = plan(recipe, scale=scale, **numbers)["stages"]
-    return sum(one["flops"] * one["steps"] for one in stages) / sum(one["steps"] for one in stages)
+    return sum(one["flops_in_all"] for one in stages) / sum(one["steps"] for one in stages)
 
 
 def _value(answer: Mapping[str, Any], measure: str) -> float:

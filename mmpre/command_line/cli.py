@@ -50,13 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _do(words: list[str]) -> None:
     if not words or words[0] in ("-h", "--help", "help"):
-        print(HELP)
-        return
+        return foreseen(lambda: print(HELP))
     if words[0] == "--version":
         from importlib.metadata import version
 
-        print(version("mmpre"))
-        return
+        return foreseen(lambda: print(version("mmpre")))
     from mmpre.processes.stopping import UNDER_AGENT, die_with_parent
 
     if UNDER_AGENT in os.environ:

@@ -1,9 +1,13 @@
 """`mmpre demo`: UNITER on collages of OpenMoji, from pictures to numbers, a picture and a page of what was learned."""
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
+
+if not find_spec("matplotlib"):
+    raise ImportError("the demo draws with matplotlib and builds its data of packages: pip install 'mmpre[demo]'")
 
 from mmpre.evaluation.evaluate import evaluate
 from mmpre.evaluation.grounding import Grounding

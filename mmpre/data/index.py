@@ -182,7 +182,9 @@ def _paths(url: str) -> list[Path | str]:
 def _folder(folder: Path) -> list[Path]:
     found = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
     if not found:
-        raise ShardError([(str(folder), "holds no *.tar file; give a folder with shards")])
+        below = sorted({path.parent.name for path in folder.glob("*/*.tar")})
+        way_out = f"give one of its folders {', '.join(below)}" if below else "`mmpre data pack` makes shards of files"
+        raise ShardError([(str(folder), f"holds no *.tar file; {way_out}")])
     return found
 
 

@@ -33,6 +33,11 @@ class Hole:
     modality: str
     detail: str
 
+    def told(self) -> str:
+        """Where it is and what is wrong with it, in a line."""
+        where = f"{self.shard}: {self.key}" + (f".{self.member}" if self.member else "")
+        return printable(where + (f", {self.detail[:200]}" if self.detail else ""))
+
 
 class Ledger:
     """Counts holes by cause, shard and modality, and stops a run that loses too much.
@@ -118,7 +123,7 @@ class Ledger:
         told = []
         for cause, count in causes.most_common():
             hole = self.example.get(cause)
-            told.append(f"{printable(cause)}: {count}" + (f", such as {_name(hole)}" if hole else ""))
+            told.append(f"{printable(cause)}: {count}" + (f", such as {hole.told()}" if hole else ""))
         return f"{self.table.total()} holes in {self.seen} rows ({'; '.join(told)})"
 
     def state(self) -> dict[str, Any]:
@@ -162,7 +167,3 @@ def _step(line: bytes) -> float:
         return float(json.loads(line)["step"]) if line.endswith(b"\n") else float("inf")
     except (ValueError, KeyError, TypeError):
         return float("inf")
-
-
-def _name(hole: Hole) -> str:
-    return printable(f"{hole.shard}: {hole.key}" + (f".{hole.member}" if hole.member else ""))

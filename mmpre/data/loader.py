@@ -157,7 +157,7 @@ class MicroBatches:
             }
         except CorruptSample as e:
             shard = self.units.label(self.units.source(unit)[0], e.shard)
-            return Hole(cause=e.cause, shard=shard, key=e.key, member=e.member, modality="", detail=str(e))
+            return Hole(cause=e.cause, shard=shard, key=e.key, member=e.member, modality="", detail=e.detail)
         except BadMember as e:
             shard, key = self.units.identity(unit)
             if e.sample is not None:  # what another sample lent

@@ -49,9 +49,10 @@ def scheme_of(url: str) -> str | None:
 
 
 def without_secrets(url: str) -> str:
-    """A url without user, password, query and fragment, which may hold tokens."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+    """A url without user, password, query and fragment, which may hold tokens; NAME@WEIGHT= before it stays."""
+    source = re.match(r"[A-Za-z][\w-]*@[^=/]*=|", url)[0]
+    parts = urlsplit(url.removeprefix(source))
+    return f"{source}{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
 def public(value: Any) -> Any:

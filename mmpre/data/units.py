@@ -78,6 +78,8 @@ class Units:
         told = {"fingerprint": self.shards.fingerprint, "samples": len(self.shards), "units": len(self)}
         if len(self.shards.indexes) <= NAMED_SHARDS:
             told["shards"] = [[index.path.name, index.digest[:16]] for index in self.shards.indexes]
+        if self.sidecars:
+            told["sidecars"] = [sidecar.reader.shards.fingerprint for sidecar in self.sidecars]
         return told
 
     def __getstate__(self) -> dict[str, object]:
@@ -125,14 +127,17 @@ def _cached(units: Units, reader: Reader, cache: Path) -> tuple[np.ndarray, np.n
         except Exception as e:  # a damaged file may fail anywhere within zip
             log.warning("%s cannot be read (%s) and is measured again", path, e)
     log.info("measuring %d samples once, to cut them into windows", len(units.shards))
-    counts, lengths = [], []
+    counts, lengths, broken, last = [], [], 0, ""
     for i in range(len(units.shards)):
         try:
             windows = reader.windows(units.sample(i))
-        except (BadMember, CorruptSample):
+        except (BadMember, CorruptSample) as e:
             windows = [1]  # kept as one unit, so that the loader meets and counts the hole
+            broken, last = broken + 1, f"{units.shards.key(i)}: {e}"
         counts.append(len(windows))
         lengths += windows
+    if broken:
+        log.warning("%d of %d samples cannot be read and count as one row each, such as %s", broken, len(counts), last)
     before = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     measured = np.asarray(lengths, dtype=np.int32)
     try:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from mmpre.aside import file_aside
-from mmpre.data.loader import MicroBatches, valid_slots
+from mmpre.data.ledger import Hole
+from mmpre.data.loader import MicroBatch, MicroBatches, valid_slots
 from mmpre.data.mixture import sources
 from mmpre.data.remote import public
 from mmpre.evaluation.cards import CardTask, card_beside
@@ -63,7 +64,10 @@ def evaluate(
     cards = _cards(stage, data, sets)
     if not urls and not cards:
         raise RunError(f"{run} has no held-out shards of its own; name some with --data")
-    sidecar = sidecar if data else stage.valid_sidecar
+    if sidecar is None and not data:
+        sidecar = stage.valid_sidecar
+    elif sidecar is None and stage.valid_sidecar:
+        log.warning("the run's own shards have a sidecar and --data is given alone; name its sidecar by --sidecar")
     chosen = None if kinds is None else list(kinds)
     answer: dict[str, Any] = {
         "asked": {"data": public(data), "sets": [str(one) for one in sets], "kinds": chosen},
@@ -98,7 +102,10 @@ def evaluate(
         del answer["not measured"]
     answer["known"] = {title(task): task.baseline for task in tasks if task.baseline}
     answer |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": time.perf_counter() - begun}
-    keep(Path(run), answer)
+    try:
+        keep(Path(run), answer)
+    except OSError as e:  # somebody else's run, a full disk
+        log.warning("%s: the evaluation cannot be kept (%s); it is here alone", run, e)
     return answer
 
 
@@ -110,15 +117,23 @@ def measure_recipe(opened: Run, recipe: Recipe, urls: Sequence[str], sidecar: st
     units = open_units(stage, urls, sidecar)
     tasks = {task.name: task for task in stage.tasks}
     seed, number = opened.record["options"]["seed"], len(recipe.stages) - 1
-    rows = min(rows, len(units))
+    rows, holes = min(rows, len(units)), dict[tuple[str, str], Hole]()
     source = MicroBatches.of(stage, units, seed=seed, number=number, held_out=True)
-    batches = (source[slot] for slot in valid_slots(stage, rows))
+
+    def batches() -> Iterator[MicroBatch]:
+        for slot in valid_slots(stage, rows):
+            made = source[slot]
+            holes.update({(hole.shard, hole.key): hole for hole in made.holes})
+            yield made
+
     context = Context(seed, number, processes)
-    told, missing = held_out(batches, tasks, context), {}
+    told, missing = held_out(batches(), tasks, context), {}
+    if holes:
+        log.warning("%d of %d held-out rows cannot be read, such as %s", len(holes), rows, holes[min(holes)].told())
     for task, values in told.items():
         for name in [name for name, value in values.items() if not math.isfinite(value)]:
             missing[f"{task}: {name}"] = f"its value is {values.pop(name)}"
-    answer = {"tasks": told, "rows": rows}
+    answer = {"tasks": told, "rows": rows - len(holes)}
     results: list[Result] = []
     for one in recipe.evaluations:
         try:

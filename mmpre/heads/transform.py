@@ -13,7 +13,7 @@ class Transform(nn.Module):
         self, width: int, out: int | None = None, *, eps: float = 1e-12, bias: bool = True, std: float = 0.02
     ) -> None:
         super().__init__()
-        out = out or width
+        self.width, out = width, out or width
         self.dense = nn.Linear(width, out, bias=bias)
         self.norm = nn.LayerNorm(out, eps=eps, bias=bias)
         nn.init.normal_(self.dense.weight, std=std)

@@ -121,6 +121,7 @@ def _stage(recipe: Recipe, number: int, module: nn.ModuleDict, options: PlanOpti
         told[name] = sum(task.ratio * told["tasks"][task.name][name] for task in stage.tasks) / ratio
     told["flops_of_a_token"] = told["flops"] / max(1, told["tokens"])
     told["tokens_in_all"] = told["tokens"] * told["rows"] / stage.batch
+    told["flops_in_all"] = told["flops"] * told["rows"] / stage.batch  # fewer than of so many full steps on a ramp
     if units is not None:
         told["data"] = {"shards": shards, "rows_of_an_epoch": units, "steps_of_an_epoch": units / stage.batch,
                         "epochs": told["rows"] / units}  # fmt: skip

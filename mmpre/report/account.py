@@ -197,7 +197,7 @@ class Account:
             return None
         flops, left = 0.0, self.step
         for one in stages:
-            flops += one["flops"] * min(left, one["steps"])
+            flops += one["flops_in_all"] * min(left, one["steps"]) / one["steps"]  # on a ramp, as if steps were alike
             left = max(0, left - one["steps"])
         return flops
 

@@ -151,6 +151,8 @@ def of_run(run: Path, *, best: bool = False) -> Checkpoint:
     if newest is None:
         raise CheckpointError(f"{folder} holds no valid checkpoint; the run has not saved yet")
     best_step = newest.state["best"]["step"]
+    if best and best_step is None:
+        log.warning("%s has no held-out loss to tell its best weights by; the newest are taken", run)
     if best and best_step is not None and best_step != newest.step:
         return load(path_of(folder, best_step))
     return newest

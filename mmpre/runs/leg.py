@@ -1,5 +1,6 @@
 """One stage of a run: its steps, held-out losses, metrics and checkpoints."""
 
+import logging
 import math
 import os
 import time
@@ -30,6 +31,7 @@ from mmpre.training.compiling import compile_parts
 from mmpre.training.guard import SpikeGuard
 from mmpre.training.loop import Context, Step, held_out, steps
 
+log = logging.getLogger(__name__)
 Moments = tuple[Mapping[str, Tensor], Mapping[str, Any]]  # what checkpoint.flatten_optimizer gives
 # what a checkpoint's state says of a run: the stage and the step in it, and what Session carries on
 STATE = ("stage", "step", "best", "skipped", "skipped_in_a_row", "held_out_due", "guard", "ledger", "optimizer")
@@ -91,6 +93,7 @@ class Leg:
         self.trained = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         self.optimizer = self.stage.optimizer.build(self.trained.items())
         self.guard = SpikeGuard(self.options.spike)
+        self.unread: set[tuple[str, str]] = set()  # held-out samples, by shard and key
 
     def take_up(self, first: int, moments: Moments | None) -> None:
         """Be where step `first` of the stage begins.
@@ -178,7 +181,6 @@ class Leg:
 
     def _batches(self, first: int) -> Prefetch[MicroBatch]:
         stage, rank, world = self.stage, self.processes.rank, self.processes.world
-        self.units.check(stage.batch)
         order = slots(stage, self.options.seed, first, stage.steps, rank, world)
         workers = self.options.workers
         if workers is None:
@@ -195,7 +197,12 @@ class Leg:
             if not to_the_end and slot.m == rank and self._stopping():
                 raise _Stopping
             self.session.watchdog.phase("held-out loss", self.before + step)
-            yield source[slot]
+            made = source[slot]
+            for hole in made.holes:
+                if not self.unread:
+                    log.warning("held-out rows cannot be read, such as %s; mmpre eval tells how many", hole.told())
+                self.unread.add((hole.shard, hole.key))
+            yield made
 
     def _validate(self, step: int, *, to_the_end: bool = False) -> bool:
         """Held-out losses; True where their mean, weighted by the tasks' ratios, is the best so far.

@@ -31,6 +31,7 @@ from mmpre.strict_json import read as read_json
 
 log = logging.getLogger(__name__)
 KEPT_BYTES = 64 << 20  # of a file that a run keeps a copy of
+DATA = {"data": "the data", "valid": "the held-out data"}  # what a record describes by stage
 
 
 def read_record(run: Path) -> dict[str, Any]:
@@ -67,28 +68,43 @@ def open_record(run: Path) -> dict[str, Any]:
 
 
 def begin(
-    out: Path, record: Mapping[str, Any], found: LoadedRecipe, data: Sequence[Mapping[str, Any]], processes: Processes
+    out: Path, record: Mapping[str, Any], found: LoadedRecipe, told: Mapping[str, Sequence[Any]], processes: Processes
 ) -> None:
-    """Write down what a new run begins with."""
+    """Write down what a new run begins with; `told` is what is said of its data, held-out data and their sidecars."""
     if processes.rank == 0:
         try:
             if found.is_file:
                 (out / "recipe.py").write_bytes(found.path.read_bytes())
             kept = _keep_files(out, record["numbers"])
-            _write(out, {**record, "files": kept, "data": data, "environment": environment(processes)})
+            _write(out, {**record, "files": kept, **told, "environment": environment(processes)})
         except OSError as e:
             raise RunError(f"the record of {out} cannot be written ({e}); make room, or give another --out") from None
 
 
-def take_up(out: Path, record: Mapping[str, Any], data: Sequence[Mapping[str, Any]], processes: Processes) -> None:
-    """Refuse to go on with other data; tell what has changed around the run since it was last worked on."""
-    if len(record["data"]) != len(data):
-        raise RunError(
-            f"the recipe of {out} has {len(data)} stages now, it had {len(record['data'])}; go on with the recipe as "
-            "it was, or start a new run"
-        )
-    for number, (was, now) in enumerate(zip(record["data"], data, strict=True)):
-        check_data(number, was, now, out)
+def take_up(
+    out: Path, record: Mapping[str, Any], told: Mapping[str, Sequence[Any]], processes: Processes,
+    moved: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Refuse to go on with other data, write down where it has moved; tell what has changed around the run since it was
+    last worked on."""
+    for name, what in DATA.items():
+        was, now = record.get(name), told[name]
+        if was is None:  # written by a version that did not look at it
+            continue
+        if len(was) != len(now):
+            raise RunError(
+                f"the recipe of {out} has {len(now)} stages now, it had {len(was)}; go on with the recipe as it was, "
+                "or start a new run"
+            )
+        for number, (one, other) in enumerate(zip(was, now, strict=True)):
+            if one and other:
+                check_data(f"{what} of stage {number}", one, other, out)
+    if processes.rank == 0 and moved:
+        stored = read_record(out)
+        try:
+            _write(out, {**stored, "numbers": {**stored["numbers"], **moved}})
+        except OSError as e:  # a full disk: training comes first
+            log.warning("%s: where its data is now was not written down (%s)", out, e)
     if processes.rank == 0:
         now = environment(processes)
         last = (record.get("restarts") or [record])[-1]["environment"]

@@ -143,18 +143,22 @@ def check_changes(record: Mapping[str, Any], changes: Mapping[str, Any], run: Pa
         raise RunError(f"resume {run}: {'; '.join(wrong)}")
 
 
-def check_data(number: int, was: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
-    """Refuse to go on with other data than a run was trained on, and say what differs."""
+def check_data(what: str, was: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
+    """Refuse to go on with other data than a run was trained on or measured by, and say what differs."""
     if was["fingerprint"] == now["fingerprint"]:
+        if was.get("sidecars", now.get("sidecars")) != now.get("sidecars"):
+            raise RunError(
+                f"the sidecar of {what} is not the one that {out} began with; put that back, or start a new run"
+            )
         if was["units"] != now["units"]:
             raise RunError(
-                f"the data of stage {number} is what {out} was trained on, but is cut into {now['units']} rows now and "
+                f"{what} is what {out} began with, but is cut into {now['units']} rows now and "
                 f"{was['units']} then, so in another order: by other code, or since samples can be read now that "
                 "could not be. Put back the cache with windows-*.npz of then, or start a new run"
             )
         return
     raise RunError(
-        f"the data of stage {number} is not what {out} was trained on: {was['samples']} samples "
+        f"{what} is not what {out} began with: {was['samples']} samples "
         f"(fingerprint {was['fingerprint'][:12]}) then, {now['samples']} ({now['fingerprint'][:12]}) now"
         f"{_shards_differ(was.get('shards', []), now.get('shards', []))}. "
         "Shards may move, but must be the same, in the same order; start a new run for other data"

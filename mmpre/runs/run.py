@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from mmpre.data.ledger import Ledger
 from mmpre.data.loader import check_world
 from mmpre.data.mixture import Mixture, sources
 from mmpre.data.shards import ShardReader, Sidecar
-from mmpre.data.units import Units, measure
+from mmpre.data.units import TooFewSamplesError, Units, measure
 from mmpre.draw import hashed
 from mmpre.plugins import LoadedRecipe, PluginError, file_digest, find_recipe
 from mmpre.processes.peers import check_alike, digest_of_code, digest_of_weights, first_cause
@@ -94,7 +95,7 @@ def resume(run: Path | str, **changes: Any) -> Path:
     moved = {name: changes.pop(name) for name in list(changes) if name in record["numbers"]}
     record["options"] |= changes
     record["numbers"] |= moved
-    return _carry_out(run, record, _find_again(run, record), RunOptions(**record["options"]), fresh=False)
+    return _carry_out(run, record, _find_again(run, record), RunOptions(**record["options"]), fresh=False, moved=moved)
 
 
 def load(run: Path | str, *, best: bool = False) -> "Run":
@@ -158,8 +159,11 @@ def _find_again(run: Path, record: Mapping[str, Any]) -> LoadedRecipe:
     return found
 
 
-def _carry_out(out: Path, record: dict[str, Any], found: LoadedRecipe, options: RunOptions, *, fresh: bool) -> Path:
-    """Train what is left of a run, alone on its folder."""
+def _carry_out(
+    out: Path, record: dict[str, Any], found: LoadedRecipe, options: RunOptions, *, fresh: bool,
+    moved: Mapping[str, Any] = MappingProxyType({}),
+) -> Path:  # fmt: skip
+    """Train what is left of a run, alone on its folder. `moved` is where its data is found now."""
     threads = torch.get_num_threads()
     if options.arithmetic_threads:
         torch.set_num_threads(options.arithmetic_threads)
@@ -173,12 +177,12 @@ def _carry_out(out: Path, record: dict[str, Any], found: LoadedRecipe, options: 
             check_world(stage.micro_batches, processes.world)
         with _alone(out, recipe, processes), first_cause(out, processes):
             data, valid = _open_data(recipe)
-            told = [units.describe() for units in data]
+            told = {"data": [units.describe() for units in data], "valid": [one and one.describe() for one in valid]}
             _check_processes(record, found, told, recipe, processes)
             if fresh or "data" not in record:  # without data: weights that were imported
                 begin(out, record, found, told, processes)
             else:
-                take_up(out, record, told, processes)
+                take_up(out, record, told, processes, moved)
             _train_stages(out, record, recipe, data, valid, options, processes, fresh)
     finally:
         processes.stop()
@@ -203,12 +207,11 @@ def _alone(out: Path, recipe: Recipe, processes: Processes) -> Iterator[None]:
 
 
 def _check_processes(
-    record: Mapping[str, Any], found: LoadedRecipe, data: Sequence[Mapping[str, Any]], recipe: Recipe,
-    processes: Processes,
-) -> None:  # fmt: skip
+    record: Mapping[str, Any], found: LoadedRecipe, told: Mapping[str, Any], recipe: Recipe, processes: Processes
+) -> None:
     if processes.world > 1:
         weights = digest_of_weights(recipe.module())
-        about = {"code": digest_of_code(), "recipe": found.digest, "data": data, "initial weights": weights}
+        about = {"code": digest_of_code(), "recipe": found.digest, "initial weights": weights} | told
         about |= {name: record[name] for name in ("numbers", "options")}
         check_alike(processes, packages() | about)
 
@@ -217,6 +220,10 @@ def _open_data(recipe: Recipe) -> tuple[list[Mixture], list[Units | None]]:
     """The training and held-out units of every stage."""
     data = [open_sources(stage) for stage in recipe.stages]
     for number, stage in enumerate(recipe.stages):
+        try:
+            data[number].check(stage.batch)
+        except TooFewSamplesError as e:
+            raise TooFewSamplesError(f"stage {number}: {e}" if number else str(e)) from None
         if stage.carry.data and (was := data[number - 1].describe()) != (now := data[number].describe()):
             raise RunError(
                 f"stage {number} cannot carry on in the data of stage {number - 1}: {was['units']} units of "

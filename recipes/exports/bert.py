@@ -14,6 +14,7 @@ from mmpre.data.vocabulary import Bytes, Pieces
 from mmpre.exchange.export import Check
 from mmpre.exchange.imports import heads_of
 from mmpre.exchange.key_table import to_theirs, under
+from mmpre.heads.transform import Transform
 from mmpre.heads.vocabulary import Vocabulary
 from mmpre.modalities.text import Text
 from mmpre.network import Network
@@ -105,7 +106,9 @@ class BertLike:
         return [*checks, same_ids(text, folder)]
 
     def _heads(self, recipe: Recipe) -> list[Vocabulary]:
-        return heads_of(recipe.module(), recipe.network, Vocabulary)
+        """Those that read the network's states; ELECTRA's generator has one for its own."""
+        width, heads = numbers(recipe.network.encoder).width, heads_of(recipe.module(), recipe.network, Vocabulary)
+        return [one for one in heads if not isinstance(one.transform, Transform) or one.transform.width == width]
 
     def _positions(self, text: Text) -> Tensor:
         """The rows that are used, behind as many unused ones as the class counts from."""
