@@ -6,16 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mmpre.aside import check_vacant
+
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
     """Give a folder beside `out` to build in, which becomes `out` when all is done; what a broken build left goes.
 
-    Raises: FileExistsError, before any work, if `out` holds something.
+    Raises: FileExistsError, before any work, if `out` holds something, or is a link or a mount.
     """
     out = out.absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} is there already and not empty; name a new folder, or remove it to build again")
+    check_vacant(out)
     aside = out.with_name(f".{out.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)

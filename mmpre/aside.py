@@ -12,10 +12,10 @@ from pathlib import Path
 def folder_aside(out: Path) -> Iterator[Path]:
     """A hidden folder beside `out` to write into; it is synced and renamed at the end, or removed on an error.
 
-    Raises FileExistsError where `out` is there already. What a killed writer left is removed first.
+    Raises FileExistsError where `check_vacant` does. What a killed writer left is removed first.
     """
-    if os.path.lexists(out):
-        raise FileExistsError(f"{out} is there already; remove it, or give another name")
+    out = out.absolute()
+    check_vacant(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     for left in out.parent.glob(f".{out.name}.aside-*"):
         shutil.rmtree(left, ignore_errors=True)
@@ -29,6 +29,16 @@ def folder_aside(out: Path) -> Iterator[Path]:
         sync(out.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_vacant(out: Path) -> None:
+    """Raise FileExistsError where a folder that is made aside could not become `out`; an empty one there gives way."""
+    if out.is_symlink():
+        raise FileExistsError(f"{out} is a link, which no folder can replace; name the place that it leads to")
+    if os.path.ismount(out):
+        raise FileExistsError(f"{out} is a mount, which no folder can replace; name a new folder in it")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} is there already and not empty; name a new folder, or remove it to begin again")
 
 
 @contextmanager

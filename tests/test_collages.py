@@ -310,6 +310,17 @@ def test_a_broken_build_leaves_no_data_set_and_does_not_stop_the_next(tmp_path):
     assert [path.name for path in out.iterdir()] == ["card.json"] and [p.name for p in tmp_path.iterdir()] == ["set"]
 
 
+def test_a_set_that_could_not_get_its_name_is_refused_before_any_work(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    with (
+        pytest.raises(FileExistsError, match=r"link is a link, which no folder can replace"),
+        whole_folder(tmp_path / "link"),
+    ):
+        raise AssertionError("work was begun")
+    assert not list((tmp_path / "disk").iterdir())
+
+
 def test_a_set_is_built_in_the_folder_one_is_in(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

@@ -3,23 +3,26 @@
 import csv
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import tyro
 from rich.console import Console
 from rich.progress import track
 
+from mmpre.aside import check_vacant, folder_aside
+from mmpre.data.naming import READ, cut_name, fault_of, kind_of, safe_key
 from mmpre.data.shards import shard_writer
 from mmpre.strict_json import JSONError, parse
 
 MAX_TOLD = 10  # problems told one by one
 TEXT = {"text": "txt", "caption": "txt", "label": "cls"}  # what a member's name means where the table holds the value
+FILE = ("image", "audio", "video", "file")  # names of members that are files and go by their own suffix alone
+SPLITS = ("train", "valid", "test")
 
 
 class PackError(ValueError):
@@ -48,24 +51,29 @@ def pack_files(
 ) -> Path:
     """Make shards of your own files.
 
-    A folder: files of the same name (without suffixes) are one sample. A .csv, .tsv, .jsonl or .parquet: a row is one
-    sample, made of the columns that --pair names.
+    A folder: files of the same name in the same folder are one sample. A name ends before the suffix, such as .jpg or
+    .fa.gz; other dots in it become _ in the sample's key. A .csv, .tsv, .jsonl or .parquet: a row is one sample, made
+    of the columns that --pair names.
 
     Args:
         source: A folder or a table.
         out: A new folder for the shards.
         pair: member=column, such as `--pair image=path text=caption`. A member `text`, `caption` or `label` takes the
-            column's value; any other name says that the column holds the path of a file (from the table's folder),
-            whose own suffix becomes the member's.
+            column's value; any other name says that the column holds the path of a file (from the table's folder).
+            The file's suffix becomes the member's; a name other than `image`, `audio`, `video` or `file` stands before
+            it (`seg=path`: seg.png).
         key: Column with a key for each sample; by default rows are numbered.
         split: Column (or for a folder `key`) whose value decides the split, so that what belongs together stays
             together: about 80, 10 and 10 percent go to train, valid and test.
         maxcount: Samples in a shard at most.
         skip: Leave out rows and files with problems instead of refusing the whole source.
     """
-    console = Console(stderr=True)
     problems = Problems()
-    samples = _folder(source, problems) if source.is_dir() else _table(source, pair, key, split, problems)
+    if source.is_dir():
+        _check_folder(source, pair, key, split)
+        samples = _folder(source, problems)
+    else:
+        samples = _table(source, pair, key, split, problems)
     _check_places(source, out)
     rows = list(samples)
     _check_keys(rows, problems)
@@ -75,16 +83,14 @@ def pack_files(
         )
     if not rows:
         raise PackError(f"{source}: nothing to pack was found{problems if problems.found else ''}")
-    aside = out.with_name(f".{out.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    counts = _write(rows, aside, maxcount, by_split=split is not None)
-    if out.exists():
-        out.rmdir()
-    os.replace(aside, out)
+    with folder_aside(out) as aside:
+        counts = _write(rows, aside, maxcount, by_split=split is not None)
     told = ", ".join(f"{name} {count}" for name, count in counts.items())
-    console.print(
-        f"{out}: {sum(counts.values())} samples ({told})" + (f", left out:{problems}" if problems.found else "")
-    )
+    left_out = f", left out:{problems}" if problems.found else ""
+    say = partial(Console(stderr=True).print, markup=False, highlight=False, soft_wrap=True)
+    say(f"{out}: {sum(counts.values())} samples ({told}){left_out}")
+    for doubt in _doubts(rows, counts, split):
+        say(f"{out}: {doubt}", style="yellow")
     return out
 
 
@@ -97,21 +103,39 @@ class Entry:
     members: Mapping[str, Path | bytes]
 
 
+def _check_folder(source: Path, pair: Iterable[str], key: str | None, split: str | None) -> None:
+    if asked := [name for name, value in (("--pair", pair), ("--key", key)) if value]:
+        raise PackError(
+            f"{source}: a folder has no columns, got {' and '.join(asked)}; leave that out (files of one name are one "
+            "sample), or give a table"
+        )
+    if split not in (None, "key"):
+        raise PackError(
+            f"{source}: wanted --split key for a folder (the name of a file decides), got --split {split}; give a "
+            "table to split by a column"
+        )
+
+
 def _folder(source: Path, problems: Problems) -> Iterator[Entry]:
     groups: dict[str, dict[str, Path]] = {}
+    names: dict[str, Path] = {}  # that the keys are made of
     for path in sorted(source.rglob("*")):
         if not path.is_file() or any(part.startswith(".") for part in path.relative_to(source).parts):
             continue
-        stem, _, suffix = path.name.partition(".")
-        if not suffix:
-            problems.found.append(f"{path}: has no suffix that says what it is")
+        stem, suffix = cut_name(path.name)
+        if fault := fault_of(suffix):
+            problems.found.append(f"{path}: {fault}")
             continue
-        key = _safe(str(path.relative_to(source).with_name(stem)))
+        name = path.relative_to(source).with_name(stem)
+        key = safe_key(str(name))
+        if names.setdefault(key, name) != name:
+            problems.found.append(f"{path}: its key would be {key!r}, which {names[key]} has too; rename one of them")
+            continue
         members = groups.setdefault(key, {})
-        if suffix.lower() in members:
-            problems.found.append(f"{path}: there is another {members[suffix.lower()]} of the same name and kind")
+        if suffix in members:
+            problems.found.append(f"{path}: there is another {members[suffix]} of the same name and kind")
             continue
-        members[suffix.lower()] = path
+        members[suffix] = path
     for key, members in groups.items():
         yield Entry(key, key, members)
 
@@ -134,7 +158,7 @@ def _table(
     for number, row in enumerate(rows, 1):
         members = _members(source, pairs, row, number, problems)
         if members:
-            name = _safe(str(row[key])) if key else f"{number - 1:09d}"
+            name = safe_key(str(row[key])) if key else f"{number - 1:09d}"
             yield Entry(name, str(row[split]) if split else name, members)
 
 
@@ -155,15 +179,18 @@ def _members(
             continue
         path = (source.parent / str(value)).resolve()
         if not path.is_relative_to(source.parent.resolve()):
-            problems.found.append(f"row {number}: {value} lies outside of the table's folder")
+            problems.found.append(
+                f"row {number}: {value} lies outside of the table's folder, at {path}; put the table into a folder "
+                "above them, with paths from there"
+            )
             return {}
         if not path.is_file():
             problems.found.append(f"row {number}: there is no file {value}")
             return {}
-        suffix = path.name.partition(".")[2].lower()
-        member = suffix if name in ("image", "audio", "video", "file") else f"{name}.{suffix}"
-        if not suffix or member in members:
-            why = f"another column gives .{member} too" if suffix else "its name has no suffix that says what it is"
+        suffix = cut_name(path.name)[1]
+        member = suffix if name in FILE or suffix.startswith(f"{name}.") else f"{name}.{suffix}"
+        why = fault_of(suffix) or (f"another column gives .{member} too" if member in members else "")
+        if why:
             problems.found.append(f"row {number}: {value} cannot be taken: {why}")
             return {}
         members[member] = path
@@ -217,21 +244,18 @@ def _pair(text: str) -> tuple[str, str]:
     return name, column
 
 
-def _safe(key: str) -> str:
-    """A key that WebDataset reads back as it is: no dots, nothing unprintable."""
-    return "".join(c if c.isprintable() and c not in ". \\" else "_" for c in key).strip("/") or "_"
-
-
 def _check_places(source: Path, out: Path) -> None:
     if out.resolve() == source.resolve() or (source.is_dir() and out.resolve().is_relative_to(source.resolve())):
         raise PackError(f"--out {out} lies inside of the source {source}; name another folder")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise PackError(f"--out {out} exists and is not empty; name a new folder")
+    try:
+        check_vacant(out)
+    except FileExistsError as e:
+        raise PackError(f"--out {e}") from None
 
 
 def _check_keys(rows: list[Entry], problems: Problems) -> None:
     twice = [key for key, count in Counter(entry.key for entry in rows).items() if count > 1]
-    problems.found += [f"key {key!r} is given more than once" for key in twice]
+    problems.found += [f"key {key!r} is given more than once (dots and blanks count as _)" for key in twice]
     seen: set[str] = set()
     rows[:] = [entry for entry in rows if not (entry.key in seen or seen.add(entry.key))]
 
@@ -239,7 +263,7 @@ def _check_keys(rows: list[Entry], problems: Problems) -> None:
 def _write(rows: list[Entry], out: Path, maxcount: int, *, by_split: bool) -> dict[str, int]:
     counts: Counter[str] = Counter()
     splits = {entry.key: _split(entry.group) if by_split else "train" for entry in rows}
-    for split in sorted(set(splits.values()), key=("train", "valid", "test").index):
+    for split in sorted(set(splits.values()), key=SPLITS.index):
         mine = [entry for entry in rows if splits[entry.key] == split]
         folder = out / split if by_split else out
         with shard_writer(folder, prefix=split, maxcount=maxcount) as sink:
@@ -255,3 +279,27 @@ def _split(group: str) -> str:
     """The rule of every data set here: a hash of the group's name decides (see data_tools/split.py)."""
     value = int(hashlib.sha1(group.encode()).hexdigest()[:8], 16) % 100
     return "test" if value < 10 else "valid" if value < 20 else "train"
+
+
+def _doubts(rows: list[Entry], counts: Mapping[str, int], split: str | None) -> Iterator[str]:
+    """What was packed as asked and may yet be of no use in training, with the ways out."""
+    if unread := Counter(suffix for entry in rows for suffix in entry.members if suffix not in READ):
+        told = ", ".join(f".{suffix} {count}" for suffix, count in unread.most_common(MAX_TOLD))
+        own = "; --pair file=COLUMN keeps a file's own suffix" if any("." in suffix for suffix in unread) else ""
+        yield (
+            f"{unread.total()} members have a suffix that no reader of mmpre looks for ({told}); convert them (.png, "
+            f".flac, .mp4, .txt, .npy and .fa.gz are read), or name it to a reader (`--member` of masked){own}"
+        )
+    if len({frozenset(map(kind_of, entry.members)) for entry in rows}) > 1:
+        sets = Counter(" and ".join(f".{suffix}" for suffix in sorted(entry.members)) for entry in rows)
+        told = ", ".join(f"{count} have {suffixes}" for suffixes, count in sets.most_common(MAX_TOLD))
+        yield (
+            f"samples have different members ({told}); one without what a reader wants is a hole in training; put "
+            "files of one sample side by side in one folder under one name, or name them in a row of a table"
+        )
+    if split is not None and (empty := [name for name in SPLITS if not counts.get(name)]):
+        values = len({entry.group for entry in rows})
+        yield (
+            f"--split {split} left nothing for {' and '.join(empty)} (different values: {values}); pack more files (a "
+            "long one can be cut), split by a column with more values, or pack held-out files by themselves"
+        )
