@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+import torch
 from tars import entries, flip, samples, tar
 from test_run import TONES
 
@@ -70,8 +71,17 @@ def test_a_missing_member_is_a_hole_of_its_modality_and_past_a_share_the_run_sto
     for i in range(50):
         made[f"m{i:04d}"] = {"txt": b"no notes"}
     paths = write(tmp_path / "t", made, prefix="train")
+    whole = RunOptions(workers=0, exact=True, max_holes=1.0)
+    unbroken = mmpre.load(mmpre.train(TONES, out=tmp_path / "whole", data=paths, steps=25, options=whole))
     with pytest.raises(TooManyHolesError, match=r"cannot be used, the run allows 5.0%.*missing member: .*allow more"):
         mmpre.train(TONES, out=tmp_path / "other", data=paths, steps=25, options=options)
+    assert mmpre.load(tmp_path / "other").checkpoint.step > 0  # what was done by then is kept
+    mmpre.resume(tmp_path / "other", max_holes=1.0)
+    again = mmpre.load(tmp_path / "other")
+    assert again.checkpoint.step == unbroken.checkpoint.step == 25
+    assert again.checkpoint.state["ledger"] == unbroken.checkpoint.state["ledger"]
+    for name, value in unbroken.checkpoint.tensors["model"].items():
+        assert torch.equal(again.checkpoint.tensors["model"][name], value)
 
 
 @pytest.mark.fault("A13")

@@ -11,11 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmpre.data.ledger import Ledger
+from mmpre.data.ledger import Ledger, TooManyHolesError
 from mmpre.data.loader import MicroBatch, MicroBatches, slots, valid_slots
 from mmpre.data.loader import load as load_batches
 from mmpre.data.mixture import Mixture
 from mmpre.data.prefetch import LoadingError, Prefetch
+from mmpre.data.shards import StorageError
 from mmpre.data.units import Units
 from mmpre.exchange.imports import start_of
 from mmpre.processes.processes import Processes
@@ -29,7 +30,7 @@ from mmpre.runs.starts import begin
 from mmpre.training import gradients, parallel
 from mmpre.training.compiling import compile_parts
 from mmpre.training.guard import SpikeGuard
-from mmpre.training.loop import Context, Step, held_out, steps
+from mmpre.training.loop import Context, NonFiniteError, Step, held_out, steps
 
 log = logging.getLogger(__name__)
 Moments = tuple[Mapping[str, Tensor], Mapping[str, Any]]  # what checkpoint.flatten_optimizer gives
@@ -93,6 +94,7 @@ class Leg:
         self.trained = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         self.optimizer = self.stage.optimizer.build(self.trained.items())
         self.guard = SpikeGuard(self.options.spike)
+        self.saved = 0  # the step of this stage that was saved last
         self.unread: set[tuple[str, str]] = set()  # held-out samples, by shard and key
 
     def take_up(self, first: int, moments: Moments | None) -> None:
@@ -100,6 +102,7 @@ class Leg:
 
         `moments` is an optimizer's state: this stage's, or at step 0 that of the stage before, if there was one.
         """
+        self.saved = first
         if first == 0:
             self._begin(moments)
         elif moments is not None:
@@ -113,6 +116,8 @@ class Leg:
         try:
             return self._train(first, batches)
         except (RuntimeError, OSError) as e:
+            if isinstance(e, LoadingError | StorageError | TooManyHolesError | NonFiniteError):
+                self._keep_what_is_done()  # the weights are those of the last step's end
             if not isinstance(e, LoadingError):
                 batches.check()
             raise
@@ -159,11 +164,11 @@ class Leg:
             self.session.step = self.before + step
             tokens += one.counts["tokens"]
             watchdog.phase("recording", self.before + one.step)
-            self._record(one, since, tokens)
-            stop = self._stopping()
             last = step == self.stage.steps
             best, improved = self.session.best, False
             self.session.held_out_due = self.valid is not None and (last or step % self.stage.valid_every == 0)
+            self._record(one, since, tokens)
+            stop = self._stopping()
             if self.session.held_out_due and (last or not stop):
                 improved = self._validate(step, to_the_end=last)
                 stop = stop or self.session.held_out_due or self._stopping()
@@ -256,6 +261,17 @@ class Leg:
             self.session.metrics.write(line | {"time": times})
         self.session.progress.step(self.before + one.step + 1, one, tokens / (time.perf_counter() - since))
 
+    def _keep_what_is_done(self) -> None:
+        """Save before an error ends the run, where no other process may be elsewhere."""
+        step = self.session.step - self.before
+        if self.processes.world > 1 or not 0 < step != self.saved:
+            return
+        try:
+            self._save(step, must=True)
+            self.session.progress.say(f"saved step {self.session.step}, the last one before an error")
+        except (SaveError, OSError) as e:
+            log.warning("%s", e)
+
     def _save(self, step: int, *, must: bool) -> bool:
         """Save; a failure is told and the run goes on, unless it ends here or too many failed in a row."""
         self.session.watchdog.phase("save", self.before + step)
@@ -292,6 +308,7 @@ class Leg:
         problem = self.processes.gather(problem)[0]
         self.session.unsaved = self.session.unsaved + 1 if problem else 0
         if not problem:
+            self.saved = step
             return True
         told = f"checkpoint at step {self.before + step} was not written: {problem}"
         if must or self.session.unsaved > self.options.max_unsaved:
