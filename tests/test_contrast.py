@@ -40,7 +40,7 @@ def test_ntxent_equals_pytorch_metric_learning(temperature, expected):
     assert loss(unit(A), unit(B)).item() / 3 == pytest.approx(expected, abs=1e-5)
     assert loss(unit(B), unit(A)).item() / 3 == pytest.approx(expected, abs=1e-5)
     order = torch.tensor([2, 0, 1])
-    assert loss(unit(A[order]), unit(5 * B[order])).item() / 3 == pytest.approx(expected, abs=1e-5)
+    assert loss(unit(A[order]), unit(B[order])).item() / 3 == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(("temperature", "one_way"), [(0.04, 2.647791), (0.2, 0.803546)])

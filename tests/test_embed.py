@@ -17,10 +17,14 @@ from webdataset import ShardWriter
 
 import mmpre
 from mmpre.command_line.cli import main
+from mmpre.data.index import open_shards
+from mmpre.data.shards import ShardReader
+from mmpre.data.units import Units
 from mmpre.embed import embed
 from mmpre.embed import parts as embed_parts
 from mmpre.embed.files import about_of, keys
 from mmpre.embed.parts import EmbedError, Work
+from mmpre.evaluation.features import towered
 from mmpre.modalities.image_patches import ImageReader, middle, random_crops
 from mmpre.runs.options import RunOptions
 from mmpre.runs.states import RunStates, StatesError
@@ -198,7 +202,7 @@ def test_pictures_are_cut_in_the_middle_not_at_random(tmp_path):
     ("settings", "error", "message"),
     [
         (dict(out="f.npy"), EmbedError, r"f.npy must end in .safetensors or .parquet"),
-        (dict(pool="max"), EmbedError, "pool must be one of mean, first, none, got 'max'"),
+        (dict(pool="max"), EmbedError, "pool must be one of mean, first, none, tower, got 'max'"),
         (dict(batch=0, max_holes=2.0), EmbedError, "batch must be at least 1, got 0; max_holes is a share"),
         (dict(processes=0), EmbedError, "processes must be at least 1, got 0"),
         (dict(layer=5), StatesError, r"layer must lie between 0 \(what comes in\) and 2, got 5"),
@@ -238,3 +242,28 @@ def test_killed_at_any_moment_and_under_torchrun_the_bytes_are_the_same(made, tm
     subprocess.run([*torchrun, *words, str(tmp_path / "many.safetensors")], check=True)
     wanted = (tmp_path / "whole.safetensors").read_bytes()
     assert killed.read_bytes() == wanted and (tmp_path / "many.safetensors").read_bytes() == wanted
+
+
+def test_towers_give_vectors_in_the_space_that_they_share(made, tmp_path):
+    pairs = [{"png": encoded(noise(16, 16, seed=i)), "txt": "a grey one " * (1 + i % 3)} for i in range(9)]
+    shards = write(tmp_path / "pairs", pairs)
+    small = dict(patch_px=8, side_px=16, width=16, depth=1, heads=2, shared=12, batch=4, warmup=1)
+    run = mmpre.train("two_towers", scale="tiny", out=tmp_path / "run", data=(shards,), steps=2, **small)
+    embed(run, [shards], tmp_path / "f.safetensors", pool="tower", batch=4, processes=1)
+    found, towers = load_file(tmp_path / "f.safetensors"), mmpre.load(run).recipe.towers
+    units = Units(ShardReader(open_shards([shards])))
+    numbered = [(i, units.sample(i)) for i in range(9)]
+    for role, member in (("image_patches", "png"), ("text", "txt")):
+        want_SD = torch.from_numpy(towered(towers[role], role, member, numbered).x_LSD[0])
+        close(found[f"states.{role}"], want_SD.float())
+        assert found[f"states.{role}"].shape == (9, 12)
+    embed(run, [shards], tmp_path / "t.safetensors", pool="tower", roles=("text",), processes=1)
+    close(load_file(tmp_path / "t.safetensors")["states.text"], found["states.text"])
+    wrong = [
+        (run, dict(roles=("sound",)), StatesError, "no tower sound; the recipe has image_patches, text"),
+        (run, dict(layer=1), EmbedError, "towers end in one vector and have no layer to choose, got layer 1"),
+        (made[0], {}, StatesError, "its recipe names no towers; take the mean of states, or the first one"),
+    ]
+    for one, settings, error, message in wrong:
+        with pytest.raises(error, match=message):
+            embed(one, [shards], tmp_path / "x.safetensors", pool="tower", processes=1, **settings)

@@ -326,9 +326,10 @@ def test_features_are_learned_of_hidden_regions_alone_and_labels_of_all(tokenize
     assert torch.equal(features["feature"], first["feature"])
     hidden = with_clean(features=torch.where(others[:, None], image["features"], -image["features"] + 1))
     assert not torch.equal(hidden["feature"], first["feature"])
-    labels = with_clean(object=torch.where(others, (image["object"] + 1) % 7, image["object"]))
-    assert not torch.equal(labels["object"], first["object"])
-    assert all(torch.equal(labels[name], first[name]) for name in first if name != "object")
+    for kind, count in (("object", 7), ("attribute", 5)):
+        labels = with_clean(**{kind: torch.where(others, (image[kind] + 1) % count, image[kind])})
+        assert not torch.equal(labels[kind], first[kind])
+        assert all(torch.equal(labels[name], first[name]) for name in first if name != kind)
     unsure = with_clean(attribute_confidence=torch.zeros(len(image)))
     assert unsure["attribute"] == 0 and first["attribute"] > 0
 

@@ -98,11 +98,11 @@ def test_every_hidden_patch_is_black_before_the_swin_and_its_target_is_its_own_c
     plain = torch.nn.functional.cross_entropy(scores, clean["code"][picked.clean_M], reduction="sum")
     assert term.sum.item() == pytest.approx(plain.item(), rel=1e-5) and term.per == "picked:patch"
     by_key = {sample.key: sample for sample in samples}
-    row = int(batch.layout.row_N[places[0]])
-    told = safetensors.torch.load(by_key[batch.keys[row]].members["derived.safetensors"])["codes"]
-    inside = int(picked.clean_M[0] - (clean.lengths_B.cumsum(0) - clean.lengths_B)[row])
-    frame, patch = divmod(inside, 5)
-    assert clean["code"][picked.clean_M[0]] == told[1 + 4 * frame + patch - 1]
+    first_B = clean.lengths_B.cumsum(0) - clean.lengths_B
+    for number, row in zip(picked.clean_M.tolist(), batch.layout.row_N[places].tolist(), strict=True):
+        told = safetensors.torch.load(by_key[batch.keys[row]].members["derived.safetensors"])["codes"]
+        frame, patch = divmod(number - int(first_B[row]), 5)
+        assert clean["code"][number] == told[1 + 4 * frame + patch - 1]
 
 
 def test_pixels_of_hidden_patches_are_predicted_without_codes(tokenizer):

@@ -49,7 +49,8 @@ def embed(rest: list[str]) -> None:
             data: Shards: paths, folders, globs, urls, or patterns such as a-{000..009}.tar.
             out: The file to write, .safetensors or .parquet.
             layer: Of the encoder, 0 for what comes in; by default the network's result.
-            pool: mean over a row's ordinary tokens, first token, or none for all tokens; each role by itself.
+            pool: mean over a row's ordinary tokens, first token, none for all tokens, or tower for vectors in the space
+                that a recipe's towers share; each role by itself.
             roles: Of the network; by default all.
             sidecar: Sidecar folder of these shards.
             best: Use the weights with the best held-out loss, not the newest.

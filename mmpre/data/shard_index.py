@@ -166,7 +166,13 @@ def index_shard(path: Path | str, *, folder: Path | None = None) -> ShardIndex:
             found = walk(file, stat.st_size)
     except OSError as e:
         raise ShardError(
-            [(str(path), f"cannot be read ({e.strerror or e}); check the path and its permissions")]
+            [
+                (
+                    str(path),
+                    f"cannot be read ({e.strerror or e}); check the path and its permissions; --data names "
+                    "shards of a run that have moved",
+                )
+            ]
         ) from None
     if not found.headers:
         raise ShardError([(str(path), _not_a_tar(path, stat.st_size))])

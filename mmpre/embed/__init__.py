@@ -30,7 +30,8 @@ def embed(
     """Write the features of every row of `data` to `out`, a .safetensors or .parquet file, and tell what was done.
 
     `pool` mean takes the mean state of each role's ordinary tokens, first its first token's ([CLS]), none keeps all
-    tokens' states. A row is a window, or a whole sample where nothing cuts it. `layer` is counted as `Encoder` counts.
+    tokens' states, tower takes what the recipe's towers make of each role, in the space that they share. A row is a
+    window, or a whole sample where nothing cuts it. `layer` is counted as `Encoder` counts.
     `processes` are started here, by default one for each core or GPU; under torchrun each of its processes is one.
     The same settings give the same bytes, however many processes there are and however often they were killed;
     another `batch` or number of `threads` may change last bits.

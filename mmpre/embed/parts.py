@@ -30,11 +30,11 @@ from mmpre.data.shards import CorruptSample, ShardReader, Sidecar
 from mmpre.data.tar import printable
 from mmpre.data.units import Units, measure
 from mmpre.embed.files import about_of, writer_of
-from mmpre.runs.states import RunStates
+from mmpre.runs.states import RunStates, TowerVectors
 
 log = logging.getLogger(__name__)
-POOLS = ("mean", "first", "none")
-PART_BATCHES = {"mean": 64, "first": 64, "none": 4}  # of all tokens' states there are many
+POOLS = ("mean", "first", "none", "tower")
+PART_BATCHES = {"mean": 64, "first": 64, "none": 4, "tower": 64}  # of all tokens' states there are many
 
 
 class EmbedError(ValueError):
@@ -62,6 +62,8 @@ class Asked:
             problems.append(f"pool must be one of {', '.join(POOLS)}, got {self.pool!r}")
         problems += [f"{n} must be at least 1, got {getattr(self, n)}" for n in ("batch", "threads")
                      if getattr(self, n) < 1]  # fmt: skip
+        if self.pool == "tower" and self.layer is not None:
+            problems.append(f"towers end in one vector and have no layer to choose, got layer {self.layer}")
         if not 0 <= self.max_holes <= 1:
             problems.append(f"max_holes is a share, 0 to 1; got {self.max_holes}")
         if not self.data:
@@ -76,7 +78,9 @@ class Work:
     def __init__(self, asked: Asked, out: Path, rank: int = 0) -> None:
         device = torch.device("cuda", rank % torch.cuda.device_count()) if torch.cuda.is_available() else "cpu"
         self.asked, self.out = asked, out
-        self.states = RunStates(asked.run, layer=asked.layer, roles=asked.roles, best=asked.best, device=device)
+        about = dict(roles=asked.roles, best=asked.best, device=device)
+        tower = asked.pool == "tower"
+        self.states = TowerVectors(asked.run, **about) if tower else RunStates(asked.run, layer=asked.layer, **about)
         shards = open_shards(asked.data)
         sidecars = [Sidecar(Path(asked.sidecar), shards)] if asked.sidecar else []
         readers = list(self.states.readers.values())
