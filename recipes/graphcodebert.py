@@ -6,15 +6,16 @@ Follows  one stream of comment, code and nodes of the data flow (mmpre/data/code
          percent of the tokens as in BERT; by turns edges (which node's value comes from which) and links (which piece a
          node stands for): those of 20 percent of the nodes are hidden and asked for, beside as many non-pairs
 Differs  pre-training code was never published, fine-tuning code was: there nodes see neither the special tokens nor
-         themselves (here, as in the paper, both), tokens have places from 2 (here from 1, without a padding's), and
-         nodes take the room that a short program leaves (here always `nodes` at most). Dot products are divided by the
-         root of the width: from random weights the plain ones, `scaled=False`, saturate the sigmoid. Losses are means
-         over tokens and over questions (theirs: a sum over questions). A batch has rows of all languages, where each of
-         theirs has one: languages are sources of `data`, with whole weights in proportion to their number of functions
-         to the power of 0.7, as in --data python@20=... java@21=... js@9=... of CodeSearchNet; Python, Java and
-         JavaScript are read. Comments within the code are words beside the text, and a node is not asked about an edge
-         to itself. In the flow, bodies of all loops are read twice, what was before an `if` with an `else` does not
-         come out of it in Java and JavaScript, and JavaScript's `=` assigns. Weights start at random (theirs:
+         themselves (here, as in the paper, both; special tokens see nodes too, as theirs do), a comment has 128 tokens
+         at most, at least one node a row is asked about, tokens have places from 2 (here from 1, without a padding's),
+         and nodes take the room that a short program leaves (here always `nodes` at most). Dot products are divided by
+         the root of the width: from random weights the plain ones, `scaled=False`, saturate the sigmoid. Losses are
+         means over tokens and over questions (theirs: a sum over questions). A batch has rows of all languages, where
+         each of theirs has one: languages are sources of `data`, with whole weights in proportion to their number of
+         functions to the power of 0.7, as in --data python@20=... java@21=... js@9=... of CodeSearchNet; Python, Java
+         and JavaScript are read. Comments within the code are words beside the text, and a node is not asked about an
+         edge to itself. In the flow, bodies of all loops are read twice, what was before an `if` with an `else` does
+         not come out of it in Java and JavaScript, and JavaScript's `=` assigns. Weights start at random (theirs:
          CodeBERT's); warm-up, linear decay of the rate, decay of weights and clipping are choices; bytes unless a
          tokenizer is given (theirs: 50,265 byte-level pieces)
 Expect   not run at paper scale; its claim, at equal steps and a first look: docs/claims/graphcodebert.md. That nodes

@@ -10,7 +10,8 @@ Differs  weights start at random (theirs: Video Swin of Kinetics, BERT); codes b
          encoder of DALL-E); all sources mixed (theirs: one after the other within an epoch); eight processes are taken
          for granted in `batch`; 15 percent of a row's own tokens are drawn where attention says (theirs: of a row
          padded to 32 words); the target of a hidden patch is its own code (theirs, in blocks: its left neighbour's, by
-         an index that forgets [CLS])
+         an index that forgets [CLS]); clips of fewer frames stay short (theirs: frames are repeated); bytes unless a
+         tokenizer is given (theirs: 30,522 word pieces)
 Expect   not run at paper scale; its claim, a first look: docs/claims/violet.md
 Run      mmpre train visual_tokens --scale tiny --codes 256 --clip 4 --side-px 32 --framing whole --data moving/train
            --out codes

@@ -8,7 +8,8 @@ Follows  the paper's XL (base) and XXL: 80 mel bands, two convolutions to 25 Hz;
          features; both losses with weight 1, diversity with 0.1; Adam at 2e-3, inverse square root. v2 as fairseq2's
          600m: 2 frames a token, a learned vector hides, 8 + 16 layers, causal convolutions, contrast in 768 values
 Differs  diversity is that of a micro-batch (public code: of a device's batch); a LayerNorm in convolutions (theirs:
-         batch norm) and before the projection; positions are relative keys; Adam in place of XXL's Adafactor, with its
+         batch norm) and before the projection; positions are relative keys, 64 places
+         back and 8 ahead at most (v2's; XL's and XXL's are not told); Adam in place of XXL's Adafactor, with its
          betas, 0.9 and 0.98 (XL's are not told); the temperature falls with updates; v2 draws its spans like the others
          (fairseq2: as many in all rows of a batch). Not told, so chosen: the convolutions' channels, no dropout, no
          clipping, at least two hidden tokens a row; batch, steps and rate of v2, which are XL's
