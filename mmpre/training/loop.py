@@ -369,7 +369,7 @@ def held_out(
 
 
 def _held_out(objective: Objective | InBatch, context: Context, batch: Batch | Views, draw: Draw) -> Loss:
-    """As in a training step, where a loss over the whole step is taken in float32."""
+    """A loss that compares rows sees those of a micro-batch alone: fewer than in training where a step has several."""
     if not isinstance(objective, InBatch):
         with context.autocast():
             return objective(batch, draw)
