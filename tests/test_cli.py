@@ -105,7 +105,6 @@ def test_a_recipe_file_is_trained_resumed_and_its_numbers_recorded(capsys, tmp_p
     assert answer["trained"]["tasks"]["pitch"]["loss"] < answer["untrained"]["tasks"]["pitch"]["loss"]
 
 
-@pytest.mark.fault("G4")
 def test_a_copied_recipe_is_found_under_the_name_of_its_file(tmp_path):
     copy = tmp_path / "mine.py"
     copy.write_text(Path(bert.__file__).read_text())
@@ -124,6 +123,7 @@ def test_who_reads_only_the_first_lines_sees_no_traceback():
     assert pipe.stderr.read() == b"" and pipe.wait() == 0
 
 
+@pytest.mark.fault("G4")
 def test_nothing_beside_a_recipe_file_can_stand_in_for_a_package(tmp_path, melodies):  # noqa: F811
     (tmp_path / "torch.py").write_text("raise SystemExit('shadowed')")
     (tmp_path / "tones.py").write_text(TONES.read_text())
