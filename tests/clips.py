@@ -36,14 +36,14 @@ def animation(clip_THW3: np.ndarray, kind: str = "webp", ms: int | list[int] = 1
 
 
 def film(clip_THW3: np.ndarray, suffix: str = "mp4", *, folder: Path | None = None, rate: int = 10, gop: int = 12,
-         **options: str) -> bytes:  # fmt: skip
-    """A video file by PyAV; some options of the container want a `folder` to write in."""
+         codec: str = "", coding: dict[str, str] | None = None, **options: str) -> bytes:  # fmt: skip
+    """A video file by PyAV; some options of the container want a `folder` to write in, `coding` are the codec's."""
     import av
 
-    form, codec = CODECS[suffix]
+    form, usual = CODECS[suffix]
     target = folder / f"film.{suffix}" if folder else io.BytesIO()
     with av.open(str(target) if folder else target, "w", format=form, options=options) as container:
-        stream = container.add_stream(codec, rate=rate)
+        stream = container.add_stream(codec or usual, rate=rate, options=coding or {})
         stream.height, stream.width = clip_THW3.shape[1:3]
         stream.pix_fmt, stream.gop_size, stream.bit_rate = "yuv420p", gop, 2_000_000
         stream.codec_context.thread_count = 1

@@ -1,8 +1,10 @@
 """Frames of video files: the same from every container and library, chosen as asked; and files that cannot be used."""
 
+import io
 import os
 from importlib.util import find_spec
 
+import av
 import clips
 import numpy as np
 import pytest
@@ -169,6 +171,47 @@ def test_pyav_tells_damage_within_a_frame():
         except Exception:
             told += 1
     assert told >= 6
+
+
+def changed(data, form, i, byte, change):
+    """A film with one byte changed of the packet whose frame is shown as number i."""
+    with av.open(io.BytesIO(data), format=form) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    packet = sorted(packets, key=lambda packet: packet.pts)[i]
+    damaged, at = bytearray(data), data.index(bytes(packet)) + byte
+    damaged[at] = change(damaged[at])
+    return bytes(damaged)
+
+
+@pytest.mark.fault("B8")
+def test_pyav_tells_a_frame_that_the_decoder_leaves_out():
+    hevc = clips.film(CLIP, "mp4", codec="libx265", coding={"x265-params": "log-level=none"})
+    data = changed(hevc, "mov", 13, 4, lambda _: 38 << 1)  # filler, no picture
+    for asked in (range(40), [13]):
+        with pytest.raises(UnusableVideo, match=r"frame 1\d is left out by FFmpeg; write it again") as caught:
+            read(data, suffix="mp4", side_px=48, shares=[i / 40 + 1e-6 for i in asked], library="av")
+        assert caught.value.cause == "damaged video"
+    data = changed(FILMS["avi"], "avi", 13, 5, lambda byte: byte & ~0x40)  # "not coded"
+    with pytest.raises(UnusableVideo, match="frame 13 is left out by FFmpeg"):
+        read(data, suffix="avi", side_px=48, shares=[13.1 / 40])
+    made = read(data, suffix="avi", side_px=48, shares=[12.1 / 40, 14.1 / 40, 30.1 / 40])
+    assert numbers(made) == [12, 14, 30], "what is after it is not shifted"
+
+
+def test_a_frame_that_need_not_be_shown_is_the_one_before_it():
+    vp8 = clips.film(CLIP, "webm", codec="libvpx")
+    data = changed(vp8, "matroska", 13, 0, lambda byte: byte & ~0x10)
+    made = read(data, suffix="webm", side_px=48, shares=[i / 40 + 1e-6 for i in (12, 13, 14)], library="av")
+    assert numbers(made) == [12, 12, 14]
+
+
+def test_key_frames_that_show_nothing_at_once_and_frames_of_one_time_are_read():
+    rolling = clips.film(CLIP, "mp4", coding={"x264-params": "intra-refresh=1:keyint=10:bframes=0"})
+    for i in (13, 14, 24):
+        assert numbers(read(rolling, suffix="mp4", side_px=48, shares=[i / 40 + 1e-6], library="av")) == [i]
+    fast = clips.film(CLIP, "mkv", rate=3000)  # of which the container knows the milliseconds
+    made = read(fast, suffix="mkv", side_px=48, shares=[i / 40 for i in range(40)], library="av")
+    assert len(made["frames"]) == 40 and len(set(made["times"])) == 14 and sorted(numbers(made)) == numbers(made)
 
 
 @pytest.mark.fault("B5", "B8")

@@ -12,6 +12,7 @@ import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,10 @@ MAX_FRAMES = 1 << 20
 _BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")  # what a QuickTime file may begin with
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _EXACT_S = 1e-3
+_REORDERED = ("h264", "hevc")  # codecs that do not tell at the start whether frames will be reordered
+# codecs whose packets of more than so many bytes each show a frame, which FFmpeg leaves out where it is damaged; not
+# H.264, where a second field may be a packet but is no frame, and where damage is an error
+_SHOWN, _AS_BEFORE = ("hevc", "vp9", "av1", "mpeg4"), 19
 _UNTIMED_MS = 100  # how long browsers show a frame of a GIF that gives no time
 
 
@@ -125,7 +130,10 @@ class _Pillow:
 
 
 class _Av:
-    """PyAV. A frame that FFmpeg itself calls corrupt is refused."""
+    """PyAV. A frame that FFmpeg itself calls corrupt is refused, and so is one that it leaves out though it should not.
+
+    What may be left out, such as a packet that says "as before", is shown as the frame before it.
+    """
 
     def __init__(self, data: bytes, form: str) -> None:
         import av
@@ -135,44 +143,68 @@ class _Av:
         if not self.container.streams.video:
             raise UnusableVideo("empty video", "there is no video in it, only sound or text")
         self.stream = self.container.streams.video[0]
-        self.stream.codec_context.thread_count = 1
-        _check_size(self.stream.codec_context.width, self.stream.codec_context.height)
-        # an AVI gives packets no time of display, so its frames are counted as they come out
-        self.timed = form != "avi"
+        codec = self.stream.codec_context
+        codec.thread_count = 1
+        _check_size(codec.width, codec.height)
         packets = [p for p in self.container.demux(self.stream) if p.size and not p.is_discard]
-        self.count = len(packets)
+        self.count, self.timed, name = len(packets), form != "avi", codec.codec.canonical_name
         if self.timed:
             if any(p.pts is None for p in packets):
                 raise UnusableVideo("frames without a time", "some of its frames have no time; write it again")
-            self.pts_n = sorted(p.pts for p in packets)
-            self.keys = sorted(p.pts for p in packets if p.is_keyframe)
+            packets.sort(key=lambda p: p.pts)
+        # an AVI gives packets no time of display: reordered frames are counted as they come out
+        self.stamp = "pts" if self.timed else "" if codec.has_b_frames or name in _REORDERED else "dts"
+        self.stamp_n = [getattr(p, self.stamp) for p in packets] if self.stamp else list(range(self.count))
+        self.shown_n = [name in _SHOWN and p.size > _AS_BEFORE for p in packets]
+        self.keys = ([p.pts for p in packets if p.is_keyframe] or self.stamp_n[:1]) if self.timed else [0]
 
     def times(self) -> list[float]:
         if self.timed:
-            return [float(pts * self.stream.time_base) for pts in self.pts_n]
+            return [float(pts * self.stream.time_base) for pts in self.stamp_n]
         return [i / float(self.stream.average_rate or 25) for i in range(self.count)]
 
     def frames(self, index: Sequence[int]) -> Iterator[tuple[np.ndarray, float]]:
-        times, place = self.times(), {pts: i for i, pts in enumerate(self.pts_n)} if self.timed else {}
-        at, coming = None, iter(())
+        times = self.times()
         for i in index:
-            if self._worth_seeking(at, i):
-                key = self.keys[max(0, bisect_right(self.keys, self.pts_n[i]) - 1)] if self.timed else 0
-                self.container.seek(key, stream=self.stream)
-                coming, at = self.container.decode(self.stream), -1
-            for frame in coming:
-                at = place.get(frame.pts, at) if self.timed else at + 1
-                if frame.is_corrupt:
-                    raise UnusableVideo("damaged video", f"frame {at} is corrupt; write it again from its source")
-                if at >= i:
-                    yield frame.to_ndarray(format="rgb24"), times[i]
-                    break
+            key = self.keys[max(0, bisect_right(self.keys, self.stamp_n[i]) - 1)]
+            if i == index[0] or key > self.passed:
+                self._start(key)
+            frame = self._frame(i)
+            if frame is None:
+                return
+            yield frame.to_ndarray(format="rgb24"), times[i]
 
-    def _worth_seeking(self, at: int | None, i: int) -> bool:
-        """At the start, and where a key frame stands between here and there."""
-        if at is None or at < 0 or not self.timed:
-            return at is None
-        return bisect_right(self.keys, self.pts_n[i]) > bisect_right(self.keys, self.pts_n[at])
+    def _start(self, key: int) -> None:
+        self.container.seek(key, stream=self.stream)
+        self.coming, self.key, self.passed, self.before = self.container.decode(self.stream), key, -1, None
+
+    def _frame(self, i: int) -> Any:
+        """What is shown at frame i's time; None where the frames end before it."""
+        wanted = self.stamp_n[i]
+        for frame in self.coming:
+            stamp = getattr(frame, self.stamp) if self.stamp else self.passed + 1
+            self.passed = self.passed if stamp is None else stamp
+            if frame.is_corrupt:
+                at = max(0, bisect_right(self.stamp_n, self.passed) - 1)
+                raise UnusableVideo("damaged video", f"frame {at} is corrupt; write it again from its source")
+            if self.passed > wanted:
+                self.coming = chain([frame], self.coming)
+                return self._instead(i, frame)
+            self.before = frame
+            if self.passed == wanted:
+                return frame
+        return None
+
+    def _instead(self, i: int, after: Any) -> Any:
+        """What is shown where no frame came at frame i's time, but one after it."""
+        if self.before is None:
+            if self.key == self.keys[0]:
+                return after  # a film may begin with what only frames before its cut would show
+            self._start(self.keys[0])  # not every key frame shows at once what follows it
+            return self._frame(i)
+        if self.shown_n[i] and self.stamp_n[i - 1] != self.stamp_n[i]:
+            raise UnusableVideo("damaged video", f"frame {i} is left out by FFmpeg; write it again from its source")
+        return self.before
 
 
 class _Decord:
