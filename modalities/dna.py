@@ -75,7 +75,9 @@ class Kmers:
     """Words of k bases, side by side or, with `overlap`, one from every base on.
 
     Side by side, bases next to an N or at the end that fill no word are pieces of their own, and so is N. With
-    `overlap` a word that holds an N is N (so a base between two near Ns is lost), and fewer than k bases are single.
+    `overlap` a word that holds an N is N (so a base between two near Ns is lost), and fewer than k bases are single. A
+    word hidden alone can then be read from its neighbours: hide spans of k words or more (`StartedSpans`). A span of k
+    hides one base, each further word one more.
     """
 
     def __init__(self, k: int = 6, *, overlap: bool = False) -> None:

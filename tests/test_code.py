@@ -165,6 +165,19 @@ def test_a_new_name_keeps_the_graph_and_so_do_comments(language):
     assert "s = n" in said.comments
 
 
+@pytest.mark.parametrize(
+    "text, language",
+    [
+        ('#\ndef f():\n    """"""\n    return 1\n', PYTHON),
+        ("/**/ class A { } //\n", JAVA),
+        ("//\nf() /* */", JAVASCRIPT),
+    ],
+)
+def test_a_comment_that_says_nothing_is_none(text, language):
+    code = read_code(text, language)
+    assert code.tokens and not code.comments
+
+
 def test_a_further_language_is_a_grammar_and_a_table():
     modules = Language("mjs", "tree_sitter_javascript", assignments=frozenset({"assignment_expression"}))
     assert sources("x = y", modules) == {"x0": [2]} and sources("x += y", modules) == {}

@@ -15,6 +15,7 @@ from mmpre.attention import Full
 from mmpre.batch import pack
 from mmpre.data.code import JAVA
 from mmpre.data.sample import BadMember, Sample
+from mmpre.data.vocabulary import Bytes
 from mmpre.encoder import bert_encoder
 from mmpre.evaluation.features import pooled
 from mmpre.heads.pairs import PairScores
@@ -22,7 +23,7 @@ from mmpre.heads.vocabulary import Vocabulary
 from mmpre.masking.corrupt import HideAll
 from mmpre.masking.pairs import Asked, AskPairs
 from mmpre.masking.units import WholeUnits
-from mmpre.modalities.code_graph import CLS, NODE, SEP, CodeGraph, CodeReader, graph_attend
+from mmpre.modalities.code_graph import CLS, NODE, SEP, CodeGraph, CodeReader, corpus, graph_attend
 from mmpre.modalities.text import Text, TextReader
 from mmpre.network import Network
 from mmpre.objectives.one_pass import OnePass, Predict
@@ -90,6 +91,28 @@ def test_comments_stand_apart_before_the_code():
     assert torch.equal(with_["edge"] - len(with_), without["edge"] - len(without))
     assert len(read("x = y\n", comments=True)) == len(read("x = y\n"))
     assert (read(comments=True, max_comment=3).special_N == SEP).nonzero()[0] == 4
+
+
+def test_a_comment_that_says_nothing_is_left_out():
+    assert torch.equal(read("#\nx = y\n", comments=True)["ids"], read("x = y\n")["ids"])
+    assert torch.equal(read("#\nx = y  # z\n", comments=True)["ids"], read("x = y  # z\n", comments=True)["ids"])
+    for none in (Bytes().cut(""), Bytes().cut_words([""]), Bytes().cut_words([])):
+        assert [len(part) for part in none] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x = RUN\n", "@(lambda f, x=RUN: f)\ndef f():\n    return 1\n", "def f(a=RUN):\n    return a\n"],
+    ids=["import", "decorator", "default"],
+)
+def test_a_program_is_read_and_never_run(text, tmp_path):
+    text = text.replace("RUN", f"open({str(tmp_path / 'marker')!r}, 'w')")
+    reader = CodeReader(comments=True)
+    tokens = reader.tokenize(sample(text), row(0))
+    reader.show(tokens, torch.zeros(len(tokens), dtype=torch.bool))
+    assert list(corpus(sample(text))) and not (tmp_path / "marker").exists()
+    exec(text, {})
+    assert (tmp_path / "marker").exists()
 
 
 def test_a_text_about_the_code_stands_where_comments_do():

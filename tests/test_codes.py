@@ -270,12 +270,22 @@ def test_codes_that_do_not_fit_are_a_hole(codes, lengths, cause):
     assert caught.value.cause == cause and caught.value.member == "derived.safetensors"
 
 
-def test_missing_codes_are_a_hole():
-    one = coded([-1] + [0] * 64)
+def test_codes_that_are_missing_or_no_whole_numbers_are_a_hole():
+    one, codes = coded([-1] + [0] * 64), torch.zeros(65, dtype=torch.int32)
+    told = {
+        "codes incomplete": [{"states": torch.ones(3)}],
+        "codes of another type": [
+            {"codes": codes, "lengths": torch.tensor([70, -5])}, {"codes": codes, "lengths": torch.tensor([65.0])},
+            {"codes": codes.float(), "lengths": torch.tensor([65])},
+            {"codes": codes.bool(), "lengths": torch.tensor([65])},
+        ],
+        "codes of other tokens": [{"codes": codes, "lengths": torch.zeros(0, dtype=torch.int64)}],
+    }  # fmt: skip
     for members, cause in (
         ({"webp": one.members["webp"]}, "missing member"),
-        ({**one.members, "derived.safetensors": safetensors.torch.save({"states": torch.ones(3)})}, "codes incomplete"),
-    ):
+        *(({**one.members, "derived.safetensors": safetensors.torch.save(some)}, cause)
+          for cause, every in told.items() for some in every),
+    ):  # fmt: skip
         with pytest.raises(BadMember) as caught:
             WithCodes(PLAIN, 7).tokenize(Sample("a", "shard", "digest", members), row())
         assert caught.value.cause == cause

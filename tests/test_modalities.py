@@ -5,6 +5,7 @@ import dataclasses
 import clips
 import pytest
 import safetensors.torch
+import timm
 import torch
 from pictures import noise
 from pictures import sample as picture
@@ -29,6 +30,7 @@ from mmpre.modalities.speech import (
     WaveReader,
 )
 from mmpre.modalities.text import Text, TextReader
+from mmpre.modalities.timm_images import SquareReader, TimmImages
 from mmpre.modalities.video import VideoReader, VideoTubelets
 from mmpre.modalities.video import random_crops as crops
 from mmpre.testing import check_modality
@@ -114,6 +116,14 @@ CASES = {
     "speech, frames through convolutions": lambda: (
         Speech(FbankReader(Audio(seconds=0.3), stack=4), width=8,
                convolutions=FrameConvolutions((4, 2), stack=4, bins=80)), recordings(), (),
+    ),
+    "speech, noise for what is hidden": lambda: (
+        Speech(FbankReader(Audio(seconds=0.3), stack=4), width=8, noise=0.1), recordings(), (),
+    ),
+    "pictures through a model of timm": lambda: (
+        TimmImages(SquareReader(32, 16), timm.create_model(
+            "vit_tiny_patch16_224", num_classes=0, img_size=32, embed_dim=16, depth=1, num_heads=2), width=8),
+        [picture(noise(32, 40 + i)) for i in range(3)], "place",
     ),
     "dna": lambda: (Dna(DnaReader(Kmers(3), length=90, reverse=0.5), width=8, positions=True), genomes(), "position"),
     "dna, bases": lambda: (Dna(DnaReader(Bases(), length=90), width=8), genomes(), ()),

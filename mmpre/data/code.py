@@ -147,7 +147,8 @@ class _Tree:
             elif kind in self._language.blank:
                 pass
             elif kind in self._language.comments or (self._language.docstrings and _is_docstring(node, kind)):
-                self.comments.append(_words_of(_text(source, node)))
+                if said := _words_of(_text(source, node)):
+                    self.comments.append(said)
             elif kind in self._language.whole or not node.child_count:
                 self._add(_text(source, node), kind, cursor.field_name, path[-1], in_error + (kind == "ERROR"))
             else:

@@ -68,7 +68,11 @@ class WithCodes:
         if not {"codes", "lengths"} <= told.keys() or any(told[name].ndim != 1 for name in ("codes", "lengths")):
             detail = f"wanted the lists codes and lengths, got {sorted(told)[:8]}; derive it again"
             raise BadMember("codes incomplete", self.suffix, detail)
-        lengths = told["lengths"].tolist()
+        kinds, lengths = [told[name].dtype for name in ("codes", "lengths")], told["lengths"].tolist()
+        fractions = any(kind.is_floating_point or kind.is_complex or kind == torch.bool for kind in kinds)
+        if fractions or any(length < 0 for length in lengths):
+            detail = f"wanted whole numbers, lengths not negative, got {kinds} and lengths {lengths[:8]}"
+            raise BadMember("codes of another type", self.suffix, f"{detail}; derive it again")
         whole = sum(lengths) == len(told["codes"]) and sample.window < len(lengths)
         code_N = told["codes"].split(lengths)[sample.window].long() if whole else told["codes"][:0].long()
         if whole and len(code_N) != len(tokens):

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import tokenizers
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from mmpre.data.words import Words, apart
@@ -52,7 +52,7 @@ class Bytes:
     size, cls, sep, mask, free, digest = 259, 256, 257, 258, (0, 256), "bytes"
 
     def cut(self, text: str) -> tuple[Int[Tensor, "W"], Int[Tensor, "W"]]:
-        ids_W = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        ids_W = _uint8(text.encode())
         space_W = (ids_W == 32) | ((ids_W >= 9) & (ids_W <= 13))
         starts_W = space_W.clone()
         starts_W[1:] &= ~space_W[:-1]
@@ -60,15 +60,19 @@ class Bytes:
 
     def cut_words(self, words: Sequence[str]) -> tuple[Int[Tensor, "W"], Int[Tensor, "W"]]:
         cut = [f"{' ' if i else ''}{word}".encode() for i, word in enumerate(words)]
-        ids_W = torch.frombuffer(bytearray(b"".join(cut)), dtype=torch.uint8).int() if cut else torch.zeros(0).int()
         count_S = torch.tensor([len(one) for one in cut], dtype=torch.int64)
-        return ids_W, torch.repeat_interleave(torch.arange(len(cut), dtype=torch.int32), count_S)
+        word_W = torch.repeat_interleave(torch.arange(len(cut), dtype=torch.int32), count_S)
+        return _uint8(b"".join(cut)).int(), word_W
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         return [(i, i + 1) for i, c in enumerate(text) for _ in c.encode()]
 
     def written(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
+
+
+def _uint8(data: bytes) -> UInt8[Tensor, "_"]:
+    return torch.from_numpy(np.frombuffer(bytearray(data), dtype=np.uint8))  # torch.frombuffer refuses what is empty
 
 
 class Pieces:
