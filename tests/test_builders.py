@@ -3,10 +3,12 @@
 import hashlib
 import io
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import packages as fake
 import pytest
 from PIL import Image, ImageDraw
 from small_sets import LEVELS, MAKERS, PROMPTS, make_animal_shapes, png, sound, webp
@@ -32,6 +34,7 @@ from mmpre.data_tools import (
 from mmpre.data_tools.archives import ArchiveError
 from mmpre.data_tools.concept import Concept
 from mmpre.data_tools.genomes import PIECE, Gene, Sequence
+from mmpre.data_tools.packages import PackageMissingError
 from mmpre.data_tools.split import split_of
 
 
@@ -243,7 +246,7 @@ def test_ragout_tests_on_the_last_strain_of_each_species(built):
 
 
 def test_the_genes_that_pyrodigal_finds_can_be_translated(tmp_path):
-    out = pyrodigal_genome.build(tmp_path / "out")
+    out = pyrodigal_genome.build(tmp_path / "out", source=pyrodigal_genome.packages[0].installed())
     told, every = card(out), samples(out)
     found = {key: one for key, one in every.items() if "genes" in one[1]}
     assert (told["bases"], told["genes_found"], told["coding_share"]) == (2_463_666, 2_343, 0.886)
@@ -277,6 +280,14 @@ def test_the_genes_that_pyrodigal_finds_can_be_translated(tmp_path):
         phases = [(start - a) % 3 if frame in "012" else (b - 1 - start) % 3 for a, b in whole]
         assert ("012abc".index(frame) % 3) in phases
     assert min(Counter(one["json"]["frame"] for _, one in windows).values()) > 0.12 * len(windows)
+
+
+def test_pyrodigal_takes_a_source_and_says_that_its_program_must_be_installed(tmp_path, monkeypatch):
+    with pytest.raises(PackageMissingError, match="holds no pip package pyrodigal"):
+        pyrodigal_genome.build(tmp_path / "out", source=tmp_path)
+    monkeypatch.setitem(sys.modules, "pyrodigal", None)
+    with pytest.raises(PackageMissingError, match=r"must be installed, .* get it with `pip install pyrodigal`"):
+        pyrodigal_genome.build(tmp_path / "out", fetch=True)
 
 
 def test_overlapping_transcripts_and_pieces_keep_coordinates():
@@ -334,6 +345,8 @@ def test_fillets_joins_lines_by_level_and_keeps_levels_whole(built):
                                    "english": f'Say "{number}".', "texts": texts}  # fmt: skip
             assert (f"{lang}/{level}/u" in found) == (split_of(level) == "train")
     assert all("txt" not in one for place, one in found.values() if place == "unlabelled")
+    (speakers,) = (task for task in card(built(fillets))["tasks"] if task["target"] == "json:speaker")
+    assert speakers["labels"] == ["small", "big"], "others speak too"
 
 
 def test_openclipart_leaves_out_copies_icons_large_ones_and_what_says_nothing(built):
@@ -344,6 +357,18 @@ def test_openclipart_leaves_out_copies_icons_large_ones_and_what_says_nothing(bu
                                                        "folder": "animals"}  # fmt: skip
     assert place == found["food/again"][0] == split_of("cat & 0")
     assert pixels(one["png"]).shape == (72, 144, 4)
+
+
+def test_a_card_counts_by_name_in_the_order_of_the_names(tmp_path, monkeypatch):
+    for module in (openclipart, tuxpaint_stamps):
+        monkeypatch.setattr(module, "split_of", lambda name: name[-1])
+    drawings = openclipart.build(tmp_path / "drawings", source=MAKERS[openclipart](tmp_path))
+    files = {f"{i}.png": png() for i in range(6)} | {f"{i}.txt": f"Thing {i}" for i in range(6)}
+    source = fake.deb(
+        tmp_path, "tuxpaint-stamps-default", {f"{tuxpaint_stamps.FOLDER}/a/{k}": v for k, v in files.items()}
+    )
+    pictures = tuxpaint_stamps.build(tmp_path / "pictures", source=source)
+    assert list(card(drawings)["titles"]) == list(card(pictures)["names"]) == list("012345")
 
 
 def arrow():

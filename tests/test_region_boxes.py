@@ -18,7 +18,7 @@ from mmpre.data.shards import ShardReader, Sidecar, shard_writer
 from mmpre.data.units import Units
 from mmpre.draw import Draw
 from mmpre.modalities.regions import RegionReader, Regions
-from mmpre.region_features import RegionFeatures, cells
+from mmpre.region_features import RegionFeatures, cells, describe
 
 NAME = "test_resnet.r160_in1k"  # timm's smallest, with batch normalisation
 BOXES = [[2, 3, 20, 30], [10, 0, 40, 12], [0, 0, 40, 32], [7.4, 8.2, 9.1, 9.9]]
@@ -37,7 +37,7 @@ def made():
 def test_features_are_those_of_the_network_run_on_each_box_alone(made):
     many = made([boxed(BOXES), picture(noise(50, 30, 1)), boxed(BOXES[:1], 2)])
     assert [len(one["features"]) for one in many] == [4, 9, 1]
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    mean = std = 0.5  # what timm names for it
     whole = Image.fromarray(noise(32, 40, 0).astype(np.uint8))
     for box, feature_E in zip([*BOXES[:3], [7, 8, 9, 10]], many[0]["features"], strict=True):
         crop = np.asarray(whole.crop(box).resize((32, 32), Image.Resampling.BILINEAR)) / 255
@@ -66,6 +66,18 @@ def test_a_grids_cells_cover_the_picture_once(width, height, grid):
 def test_the_same_seed_draws_the_same_network_and_about_tells_another():
     one, same, other = RegionFeatures(NAME), RegionFeatures(NAME), RegionFeatures(NAME, seed=1)
     assert one.about == same.about and len({one.about, other.about, RegionFeatures(NAME, grid=2).about}) == 3
+
+
+def test_pixels_are_scaled_as_the_network_names_it_and_about_tells_what_is_not_imagenets():
+    crops = torch.randint(0, 256, (2, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
+    network = nn.Flatten()
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    plain = ((crops / 255 - mean[:, None, None]) / std[:, None, None]).flatten(1).half()
+    assert torch.equal(describe(network, crops), plain) and RegionFeatures(network).about.endswith("side 80")
+    network.pretrained_cfg = {"mean": (0.5, 0.25, 0.5), "std": (1.0, 1.0, 0.5)}
+    own = (crops / 255 - torch.tensor([0.5, 0.25, 0.5])[:, None, None]) * torch.tensor([1, 1, 2])[:, None, None]
+    assert torch.equal(describe(network, crops), own.flatten(1).half())
+    assert RegionFeatures(network).about.endswith("side 80, mean (0.5, 0.25, 0.5), std (1.0, 1.0, 0.5)")
 
 
 def test_weights_of_a_file_are_taken_and_must_fit(tmp_path):
