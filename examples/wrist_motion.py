@@ -76,6 +76,11 @@ class MotionReader:
         return Tokens.of_row(torch.full(piece_nE.shape[:1], -1), piece=piece_nE, position=torch.arange(len(piece_nE)))
 
 
+def plain_reader(sample):
+    """A reader of ordinary settings, for `mmpre data inspect --modality ./wrist_motion.py`."""
+    return MotionReader()
+
+
 class Motion(torch.nn.Module):  # eight samples are a token, 0.16 s
     def __init__(self, width: int) -> None:
         super().__init__()

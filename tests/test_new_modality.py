@@ -4,6 +4,8 @@ import io
 import os
 import pickle
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -49,10 +51,17 @@ def test_a_name_that_cannot_be_used_is_refused_and_nothing_is_written_over(tmp_p
             f"must be one of a Python module, in lower case, such as wrist_motion; got {name!r}"
             in capsys.readouterr().err
         )
+    for name in ("view", "adam_w", "tokens", "io", "np", "numpy", "torch", "nn", "mmpre", "wave", "len"):
+        taken = {"view": "View", "adam_w": "AdamW", "tokens": "Tokens"}.get(name, name)
+        with pytest.raises(ValueError, match=rf"got '{name}' \({taken} is such\); add a word, such as my_{name}$"):
+            new_modality(name, tmp_path)
+        new_modality(f"my_{name}", tmp_path / "good")
     (tmp_path / "test_mine.py").write_text("mine")
     with pytest.raises(FileExistsError, match=r"test_mine\.py is there already; name another one, or remove it"):
         new_modality("mine", tmp_path)
-    assert os.listdir(tmp_path) == ["test_mine.py"] and (tmp_path / "test_mine.py").read_text() == "mine"
+    assert (
+        sorted(os.listdir(tmp_path)) == ["good", "test_mine.py"] and (tmp_path / "test_mine.py").read_text() == "mine"
+    )
 
 
 def watch(folder, pickled=None):
@@ -83,8 +92,13 @@ def test_the_example_is_one_short_file_that_the_guide_shows():
         assert line in text or line in MODULE, f"the guide shows what is not in the files:\n{line}"
 
 
-def test_the_example_builds_trains_and_is_probed(tmp_path):
+def test_the_example_builds_trains_and_is_probed(tmp_path, monkeypatch):
     shards = find_data_set(str(EXAMPLE)).build(tmp_path / "shards", source=watch(tmp_path))
+    (told,) = re.findall(r"`mmpre (data inspect shards[^`]*)`", (ROOT / "docs" / "new_modality.md").read_text())
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(EXAMPLE, tmp_path)
+    main(shlex.split(told))
+    assert (tmp_path / "hidden.png").is_file()
     paths = {split: (str(shards / split),) for split in ("train", "valid", "test")}
     run = mmpre.train(EXAMPLE, out=tmp_path / "run", data=paths["train"], valid=paths["valid"], width=32, steps=25)
     answer = evaluate(run)

@@ -110,3 +110,7 @@ def test_inspect_names_the_last_sample_where_none_can_be_read(tmp_path, capsys):
         main(["data", "inspect", str(tmp_path), "--modality", "dna", "--picture", str(tmp_path / "hidden.png")])
     assert "no sample of" in (said := capsys.readouterr().err) and "can be read as dna; the last: a:" in said
     assert not (tmp_path / "hidden.png").exists()
+    (tmp_path / "knock.py").touch()
+    with pytest.raises(SystemExit):
+        main(["data", "inspect", str(tmp_path), "--modality", str(tmp_path / "knock.py")])
+    assert "inspect: knock does not say how it is read; its file needs plain_reader(sample)" in capsys.readouterr().err

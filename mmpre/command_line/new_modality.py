@@ -1,6 +1,9 @@
 """`mmpre new-modality NAME`: a modality of one's own to start from, in one file that runs, and its test."""
 
+import ast
+import builtins
 import keyword
+import sys
 from pathlib import Path
 
 MODULE = '''\
@@ -171,18 +174,33 @@ NEXT = """wrote {module} and {test}; next:
 def new_modality(name: str, folder: Path = Path()) -> tuple[Path, Path]:
     """Write NAME.py and test_NAME.py into a folder.
 
-    Raises ValueError for a name that is none in Python, FileExistsError where a file is there already.
+    Raises ValueError for a name that is none in Python or is taken, FileExistsError where a file is there already.
     """
     if not name.isidentifier() or name != name.lower() or keyword.iskeyword(name) or name.startswith("_"):
         raise ValueError(
             f"new-modality: the name must be one of a Python module, in lower case, such as wrist_motion; got {name!r}"
+        )
+    title = "".join(part.capitalize() for part in name.split("_"))
+    if taken := {name, title} & _taken():
+        raise ValueError(
+            f"new-modality: the name must not be one that the file imports or that Python has, got {name!r} "
+            f"({', '.join(sorted(taken))} is such); add a word, such as my_{name}"
         )
     module, test = folder / f"{name}.py", folder / f"test_{name}.py"
     for path in (module, test):
         if path.exists():
             raise FileExistsError(f"new-modality: {path} is there already; name another one, or remove it")
     folder.mkdir(parents=True, exist_ok=True)
-    title = "".join(part.capitalize() for part in name.split("_"))
     for path, text in ((module, MODULE), (test, TEST)):
         path.write_text(text.replace("ripples", name).replace("Ripples", title), encoding="utf-8")
     return module, test
+
+
+def _taken() -> set[str]:
+    """Names that mean something else to the module: what it imports, what it uses of Python's, Python's modules."""
+    nodes = list(ast.walk(ast.parse(MODULE)))
+    used = {node.id for node in nodes if isinstance(node, ast.Name)} & set(dir(builtins))
+    imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    bound = {alias.asname or alias.name for node in imports for alias in node.names}
+    homes = {alias.name for node in imports if isinstance(node, ast.Import) for alias in node.names}
+    return used | bound | homes | {"mmpre"} | sys.stdlib_module_names

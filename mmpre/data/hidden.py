@@ -75,7 +75,8 @@ def draw_hidden(
     derived members. A picture narrower than half of the sheet stands beside itself with nothing hidden.
     Raises ValueError where no sample can be read.
     """
-    name = modality.__name__.split(".")[-1]
+    path = Path(modality.__file__)
+    name = path.parent.name if path.stem == "__init__" else path.stem
     plain: Callable[[Sample], Reader] | None = getattr(modality, "plain_reader", None)
     if plain is None:
         raise ValueError(
