@@ -1,6 +1,7 @@
 """Problems that are foreseen end a command with a few lines; others are bugs, and keep their traceback."""
 
 import os
+import select
 import sys
 from collections.abc import Callable
 
@@ -14,8 +15,10 @@ def foreseen(work: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("mmpre: interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # who read what is printed, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError as e:
+        if not _nobody_reads():
+            print(f"mmpre: {told(e)}", file=sys.stderr)
+            sys.exit(2)
     except MemoryError as e:
         print(f"mmpre: there is not enough memory ({told(e)}); use smaller numbers", file=sys.stderr)
         sys.exit(2)
@@ -26,6 +29,16 @@ def foreseen(work: Callable[[], int | None]) -> None:
         sys.exit(2)
     if code:
         sys.exit(code)
+
+
+def _nobody_reads() -> bool:
+    """Whether who read what is printed, such as `head`, has gone; nothing more is written then."""
+    out, watched = sys.stdout.fileno(), select.poll()
+    watched.register(out, 0)
+    if not any(event & select.POLLERR for _, event in watched.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), out)
+    return True
 
 
 def _is_a_bug(e: BaseException) -> bool:

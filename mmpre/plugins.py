@@ -199,11 +199,12 @@ def load_again(name: str, path: str) -> ModuleType:
 
 def _from_module(module: ModuleType, name: str, path: Path, *, is_file: bool) -> LoadedRecipe:
     function = getattr(module, name, None)
-    if not callable(function) and is_file:  # a copy of a recipe, under a name of its own
+    if not callable(function) and is_file and name.isidentifier():  # a copy of a recipe, under a name of its own
         made = [one for one in vars(module).values() if _makes_recipes(one, module)]
         function = made[0] if len(made) == 1 else None
     if not callable(function):
-        raise PluginError(f"{path} must define a function {name}(...) that returns an mmpre.Recipe")
+        way_out = "" if name.isidentifier() else f", so rename it: {name!r} is no name of a function"
+        raise PluginError(f"{path} must define a function {name}(...) that returns an mmpre.Recipe{way_out}")
     return LoadedRecipe(name, function, getattr(module, "scales", {}), path, is_file, module.__doc__ or "",
                         getattr(module, "claim", None))  # fmt: skip
 

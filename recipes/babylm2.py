@@ -112,13 +112,14 @@ def babylm2(
             ),
         )  # fmt: skip
 
-    if masked and causal and (fewest := (batch >> 2) // growth) < turn:
-        raise ValueError(
-            f"babylm2: masked and causal rows take turns over {turn} rows, a step of the last stage may have {fewest}; "
-            f"use a batch of {4 * growth * turn} or more, or fewer masked rows to a causal one"
-        )
     ends = [0, steps * 7 // 10, steps * 9 // 10, steps]
     stages = [stage(number, ends[number], ends[number + 1]) for number in range(3)]
+    fewest = min(size for one in stages for size in (one.batch_at(0)[1], one.batch))
+    if masked and causal and fewest < turn:
+        raise ValueError(
+            f"babylm2: masked and causal rows take turns over {turn} rows, and a step may have {fewest}; use a larger "
+            "batch, or fewer masked rows to a causal one"
+        )
     return Recipe(stages, net, modules={"average": Average(nn.ModuleDict({"net": net, "head": head}), average)})
 
 

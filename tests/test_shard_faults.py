@@ -17,6 +17,7 @@ from mmpre.data.loader import LoadingError, MicroBatches, slots
 from mmpre.data.shards import CorruptSample, ShardReader, shard_writer
 from mmpre.data.units import Units
 from mmpre.plugins import find_recipe
+from mmpre.runs.metrics import read_metrics
 from mmpre.runs.options import RunOptions
 
 
@@ -80,6 +81,8 @@ def test_a_missing_member_is_a_hole_of_its_modality_and_past_a_share_the_run_sto
     again = mmpre.load(tmp_path / "other")
     assert again.checkpoint.step == unbroken.checkpoint.step == 25
     assert again.checkpoint.state["ledger"] == unbroken.checkpoint.state["ledger"]
+    logged = [[line | {"time": 0} for line in read_metrics(one.path / "metrics.jsonl")] for one in (unbroken, again)]
+    assert logged[0] == logged[1]
     for name, value in unbroken.checkpoint.tensors["model"].items():
         assert torch.equal(again.checkpoint.tensors["model"][name], value)
 

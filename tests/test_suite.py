@@ -258,6 +258,7 @@ def test_texts_in_json_are_found_as_a_text_member_is(tmp_path):
     tasks = [
         {"kind": "retrieval", "about": "by words", "input": "txt", "target": "json:words", "group": "json:words"},
         {"kind": "retrieval", "about": "by a number", "input": "txt", "target": "json:number", "group": "json:words"},
+        {"kind": "classification", "about": "its words", "input": "json:words", "target": "json:number"},
     ]
     for split in ("train", "valid", "test"):
         with shard_writer(tmp_path / "set" / split, prefix=split) as sink:
@@ -274,7 +275,8 @@ def test_texts_in_json_are_found_as_a_text_member_is(tmp_path):
     for way in ("json:words to txt", "txt to json:words"):  # the same text, read the same way
         assert found[f"words: by words: {way} R@1"]["value"] == 1.0
         assert found[f"words: by words: {way} R@1"]["n"] == len(words) - 1
-    assert "no sample has a .txt" in answer["not measured"]["words: by a number"]
+    assert answer["not measured"]["words: by a number"] == "no sample of train has a text, or several, called number"
+    assert answer["not measured"]["words: its words"].startswith("the run reads no .json:words")
 
 
 def test_the_untrained_network_is_the_one_that_the_seed_draws(run):

@@ -6,6 +6,7 @@ page.py how it is told.
 """
 # S seeds
 
+import logging
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ from mmpre.runs.commit import short
 from mmpre.runs.options import RunOptions
 from mmpre.runs.record import read_record
 
+log = logging.getLogger(__name__)
 RULE = (
     "of the paired differences over seeds, the 95 percent interval by Student's t: above 0 is reproduced, below 0 not "
     "reproduced, else undecided; with a margin, in place of 0 stands the margin below it"
@@ -100,7 +102,7 @@ def claim(
     first = [_run("before", before, seed, out, options) for seed in range(options.seeds)] if before else []
     for run in (*first, *runs.values()):
         run.check()
-    _check_tasks(found, stated, shared, options)
+    _look_for_tasks(stated, found.numbers(scale, shared), options)
     carry_out([*first, *runs.values()], options.at_once)
     compared, missing = [], {}
     for name, one in stated.against.items():
@@ -138,17 +140,16 @@ def claim(
     return told
 
 
-def _check_tasks(found: LoadedRecipe, stated: Claim, shared: Mapping[str, Any], options: ClaimOptions) -> None:
-    """Raise ValueError, before anything is trained, where no data set at hand has the tasks that a claim measures."""
-    beside = [card_beside(tuple(shared.get(name) or ())) for name in ("data", "valid")]
-    cards = list(options.on) or [folder for folder in beside if folder]
+def _look_for_tasks(stated: Claim, numbers: Mapping[str, Any], options: ClaimOptions) -> None:
+    """Warn, before anything is trained, where no data set at hand has the tasks that a claim measures."""
+    beside = card_beside(tuple(numbers.get("data") or ())) or card_beside(tuple(numbers.get("valid") or ()))
+    cards = list(options.on) or ([beside] if beside else [])
     kinds = {task.kind for folder in cards for task in card_tasks(Path(folder))}
     if stated.kinds and not kinds & set(stated.kinds):
-        where = f"the cards of {', '.join(map(str, cards))} have none" if cards else "no card lies beside the data"
-        raise ValueError(
-            f"claim: {found.name}'s claim measures tasks of kind {' or '.join(stated.kinds)}, and {where}; name a data "
-            "set with such tasks by --on (`mmpre data list` tells them)"
-        )
+        log.warning(
+            "no task of kind %s on %s: what the claim measures by such will be told as not measured; name a set that "
+            "has some by --on", " or ".join(stated.kinds), ", ".join(map(str, cards)) or "a card beside the data",
+        )  # fmt: skip
 
 
 def compare(own_S: np.ndarray, other_S: np.ndarray, *, less: bool = False, margin: float = 0.0) -> dict[str, Any]:

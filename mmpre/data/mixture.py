@@ -179,8 +179,9 @@ class Mixture:
 
 
 def _unnamed(named: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
-    """What the sources hold, without their shards' names: a shard may be renamed."""
-    return {name: {key: value for key, value in one.items() if key != "shards"} for name, one in named.items()}
+    """What the sources hold, without their shards' names: a shard may be renamed. Sidecars are compared apart."""
+    left_out = ("shards", "sidecars")
+    return {name: {key: value for key, value in one.items() if key not in left_out} for name, one in named.items()}
 
 
 class Stream:

@@ -55,11 +55,15 @@ class CardTask(EvalTask):
 
     def sides(self, split: str, most: int, where: str) -> Iterator[tuple[int, Sample]]:
         """The same, of `json:NAME` the text as a sample of its own; those that lack it are left out."""
+        found = False
         for number, sample in self.samples(split, most):
             try:
                 yield number, side(sample, where) if where.startswith("json:") else sample
+                found = True
             except BadMember:
                 continue
+        if not found and where.startswith("json:"):
+            raise NotMeasured(f"no sample of {split} has a text, or several, called {where.removeprefix('json:')}")
 
     def missing(self) -> str:
         """Which of its splits is not there, "" where all are."""

@@ -83,7 +83,9 @@ def evaluate(
         raise RunError(f"{run}: no {wanted} on the cards of {', '.join(map(str, cards))}; add some, or name other sets")
     found: dict[str, dict[str, Result]] = {}
     for name, recipe in networks.items():
-        answer[name] = measure_recipe(opened, recipe, urls, sidecar, rows) if urls else {"tasks": {}, "rows": 0}
+        answer[name] = {"tasks": {}, "rows": 0}
+        if urls:
+            answer[name] = measure_recipe(opened, recipe, urls, sidecar, rows, untrained=name == "untrained")
         missing = answer[name].pop("not measured", {})
         results = [*answer[name].pop("results", []), *_measure_cards(tasks, recipe, missing)]
         results = list(_numbers(results, missing))
@@ -109,31 +111,34 @@ def evaluate(
     return answer
 
 
-def measure_recipe(opened: Run, recipe: Recipe, urls: Sequence[str], sidecar: str | None, rows: int) -> dict[str, Any]:
-    """Held-out losses and evaluations of one network."""
+def measure_recipe(
+    opened: Run, recipe: Recipe, urls: Sequence[str], sidecar: str | None, rows: int, *, untrained: bool = False
+) -> dict[str, Any]:
+    """Held-out losses and evaluations of one network; the rows are those that every task can read."""
     processes = Processes.start()
     stage = recipe.stages[-1]
     module = recipe.module().to(processes.device).eval()
     units = open_units(stage, urls, sidecar)
     tasks = {task.name: task for task in stage.tasks}
     seed, number = opened.record["options"]["seed"], len(recipe.stages) - 1
-    rows, holes = min(rows, len(units)), dict[tuple[str, str], Hole]()
+    rows, holes = min(rows, len(units)), dict[str, list[Hole]]()  # by task
     source = MicroBatches.of(stage, units, seed=seed, number=number, held_out=True)
 
     def batches() -> Iterator[MicroBatch]:
         for slot in valid_slots(stage, rows):
             made = source[slot]
-            holes.update({(hole.shard, hole.key): hole for hole in made.holes})
+            holes.setdefault(slot.task, []).extend(made.holes)
             yield made
 
     context = Context(seed, number, processes)
     told, missing = held_out(batches(), tasks, context), {}
-    if holes:
-        log.warning("%d of %d held-out rows cannot be read, such as %s", len(holes), rows, holes[min(holes)].told())
+    lost = max(holes.values(), key=len, default=[])
+    if lost and not untrained:
+        log.warning("%d of %d held-out rows cannot be read, such as %s", len(lost), rows, lost[0].told())
     for task, values in told.items():
         for name in [name for name, value in values.items() if not math.isfinite(value)]:
             missing[f"{task}: {name}"] = f"its value is {values.pop(name)}"
-    answer = {"tasks": told, "rows": rows - len(holes)}
+    answer = {"tasks": told, "rows": rows - len(lost)}
     results: list[Result] = []
     for one in recipe.evaluations:
         try:

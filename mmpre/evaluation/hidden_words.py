@@ -1,5 +1,5 @@
 """Are some words, hidden one at a time, known from the rest of the row: from what a text goes with, say?"""
-# W words, M hidden tokens, m of one row, V ids
+# W ways to write words, M hidden tokens, m of one row, V ids
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,32 +42,32 @@ class HiddenWords:
     @torch.no_grad()
     def run(self, units: Units, processes: Processes) -> Sequence[Result]:
         rows = list(self._rows(units))
-        asked: dict[str, tuple[int, ...]] = {}
-        for row in rows:
-            ids_N = row.clean[self.text][self.head.field]
-            asked[row.key] = tuple(ids_N[row.picked["word"].clean_M].tolist())
-        among: dict[int, list[tuple[int, ...]]] = {}
-        for ids in sorted(set(asked.values())):
-            among.setdefault(len(ids), []).append(ids)
-        waiting = [row for row in rows if len(among[len(asked[row.key])]) > 1]
+        written: dict[int, dict[tuple[int, ...], str]] = {}  # by the number of tokens: ids, and the word that they are
+        for row, word in rows:
+            ids = self._asked(row)
+            written.setdefault(len(ids), {})[ids] = word
+        waiting = [(row, word) for row, word in rows if len(set(written[len(self._asked(row))].values())) > 1]
         right, chance = [], []
         for start in range(0, len(waiting), CHUNK):
-            batch = pack(waiting[start : start + CHUNK], self.network.attend.plan).to(processes.device)
+            some = dict((row.key, (row, word)) for row, word in waiting[start : start + CHUNK])
+            batch = pack([row for row, _ in some.values()], self.network.attend.plan).to(processes.device)
             place_M = batch.layout.at(self.text, batch.picked["word"].seen_M)
             log_MV = self.head.scores(self.network(batch, at=place_M)).float().log_softmax(1)
-            lengths = [len(asked[key]) for key in batch.keys]
+            lengths = [len(self._asked(some[key][0])) for key in batch.keys]
             for key, log_mV in zip(batch.keys, log_MV.split(lengths), strict=True):
-                words = among[len(asked[key])]
-                id_Wm = torch.tensor(words, device=log_mV.device)
+                among = written[len(log_mV)]
+                id_Wm = torch.tensor(list(among), device=log_mV.device)
                 log_W = log_mV.gather(1, id_Wm.T).sum(0)
-                right.append(float(words[int(log_W.argmax())] == asked[key]))
-                chance.append(1 / len(words))
-        told = {"among": [len(words) for words in among.values()]}
+                right.append(float(list(among.values())[int(log_W.argmax())] == some[key][1]))
+                chance.append(1 / len(set(among.values())))
         name = f"{self.name} ({', '.join(self.words)})"
-        return [mean(name, right, chance=sum(chance) / len(chance), protocol=told)] if right else []
+        return [mean(name, right, chance=sum(chance) / len(chance))] if right else []
 
-    def _rows(self, units: Units) -> Iterator[Row]:
-        """Each sample once for each place of a word, where it is hidden."""
+    def _asked(self, row: Row) -> tuple[int, ...]:
+        return tuple(row.clean[self.text][self.head.field][row.picked["word"].clean_M].tolist())
+
+    def _rows(self, units: Units) -> Iterator[tuple[Row, str]]:
+        """Each sample once for each place of a word, where it is hidden, with the word in lower case."""
         pattern = re.compile(rf"\b({'|'.join(map(re.escape, self.words))})\b", re.IGNORECASE)
         for i in range(min(self.rows, len(units))):
             try:
@@ -80,10 +80,9 @@ class HiddenWords:
             spans = reader.spans(sample)
             for place in pattern.finditer(sample.text(reader.suffixes)):
                 index = [n for n, (a, b) in enumerate(spans) if a < place.end() and b > place.start()]
-                if index:  # the text was not cut before it
+                if index and spans[index[-1]][1] >= place.end():  # the text was not cut before its end
                     index_M = torch.tensor(index)
                     hidden = {role: torch.zeros(len(one), dtype=torch.bool) for role, one in roles.items()}
                     hidden[self.text][index_M] = True
-                    yield Row(
-                        f"{i} {place.start()}", roles, roles, hidden, {"word": Picked(self.text, index_M, index_M)}
-                    )
+                    picked = {"word": Picked(self.text, index_M, index_M)}
+                    yield Row(f"{i} {place.start()}", roles, roles, hidden, picked), place[0].lower()

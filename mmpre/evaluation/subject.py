@@ -29,7 +29,8 @@ class Subject:
         return self.recipe.network
 
     def reads(self, member: str) -> bool:
-        return isinstance(self.network, Network) and role_of(self.network.readers, as_member(member)) is not None
+        """Whether a reader finds a member in samples as they are."""
+        return isinstance(self.network, Network) and role_of(self.network.readers, member) is not None
 
     def alike(self, member: str, other: str) -> bool:
         """Whether both members are read by one role, so that their states lie in one space."""

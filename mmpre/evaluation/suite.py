@@ -116,7 +116,7 @@ def _retrieve(task: CardTask, subject: Subject) -> list[Result]:
         raise NotMeasured(
             f"the run has no towers that put .{task.input} and .{task.target} in one space; name them by Recipe.towers"
         )
-    if not subject.reads(task.input):
+    if not subject.reads(as_member(task.input)):
         raise _unread(task)
     return _search_means(task, subject)
 

@@ -101,7 +101,7 @@ class OwnCodes(nn.Module):
             score_Mk = self.scores(tap_MD, chosen, row_M, others, len(batch.layout), longest)
             terms["contrast"] = F.cross_entropy(score_Mk, torch.zeros_like(row_M), reduction="sum")
             own_M, other_M = score_Mk.detach()[:, 0], score_Mk.detach()[:, 1:].amax(1)
-            metrics["contrast_accuracy"] = ((own_M > other_M) & other_M.isfinite()).sum()  # where there was a choice
+            metrics["contrast_accuracy"] = ((own_M > other_M) & other_M.isfinite()).sum()  # missed without a choice
         if self.head is not None:
             score_MGV = self._predicted(last_MD)
             target_MGV = chosen.choice_MGV if self.through else chosen.choice_MGV.detach()

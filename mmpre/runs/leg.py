@@ -95,7 +95,7 @@ class Leg:
         self.optimizer = self.stage.optimizer.build(self.trained.items())
         self.guard = SpikeGuard(self.options.spike)
         self.saved = 0  # the step of this stage that was saved last
-        self.unread: set[tuple[str, str]] = set()  # held-out samples, by shard and key
+        self.unread = False  # whether a held-out row that cannot be read was told of
 
     def take_up(self, first: int, moments: Moments | None) -> None:
         """Be where step `first` of the stage begins.
@@ -203,10 +203,9 @@ class Leg:
                 raise _Stopping
             self.session.watchdog.phase("held-out loss", self.before + step)
             made = source[slot]
-            for hole in made.holes:
-                if not self.unread:
-                    log.warning("held-out rows cannot be read, such as %s; mmpre eval tells how many", hole.told())
-                self.unread.add((hole.shard, hole.key))
+            if made.holes and not self.unread:
+                self.unread = True
+                log.warning("held-out rows cannot be read, such as %s; mmpre eval tells how many", made.holes[0].told())
             yield made
 
     def _validate(self, step: int, *, to_the_end: bool = False) -> bool:
@@ -245,7 +244,6 @@ class Leg:
             holes, seen=one.counts["rows"] + one.counts["holes"], step=self.before + one.step,
             write=self.session.metrics is not None, modalities=self.tasks[one.task].roles,
         )  # fmt: skip
-        self.session.ledger.check()
         logged = one.skipped or one.step % self.options.log_every == 0
         ranks = self.processes.gather({name: round(one.seconds[name], 4) for name in one.seconds}) if logged else []
         if self.session.metrics and logged:
@@ -260,11 +258,15 @@ class Leg:
             times |= {"waited": round(self.waiting.seconds, 3), "processes": ranks}
             self.session.metrics.write(line | {"time": times})
         self.session.progress.step(self.before + one.step + 1, one, tokens / (time.perf_counter() - since))
+        self.session.ledger.check()
 
     def _keep_what_is_done(self) -> None:
-        """Save before an error ends the run, where no other process may be elsewhere."""
+        """Save before an error ends the run, where no other process may be elsewhere.
+
+        A stage's last step is left to be done again: what comes after it, such as its held-out loss, is not done.
+        """
         step = self.session.step - self.before
-        if self.processes.world > 1 or not 0 < step != self.saved:
+        if self.processes.world > 1 or not 0 < step < self.stage.steps or step == self.saved:
             return
         try:
             self._save(step, must=True)

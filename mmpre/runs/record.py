@@ -150,8 +150,9 @@ def _keep_files(out: Path, numbers: Mapping[str, Any]) -> dict[str, str]:
     kept = {}
     for name, value in numbers.items():
         path = Path(value) if isinstance(value, str) else Path()
-        if "tokenizer" in name and (path / "tokenizer.json").is_file():  # a folder as transformers keeps one
-            path = path / "tokenizer.json"
+        inside = path / "tokenizer.json"  # as transformers keeps one
+        if isinstance(value, str) and "tokenizer" in name and inside.is_file():
+            path = inside
         if path.suffix and path.is_file() and path.stat().st_size <= KEPT_BYTES:
             kept[name] = f"files/{name}/{path.name}"
             (out / kept[name]).parent.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,11 @@ def checked(record: Any, path: Path) -> dict[str, Any]:
         for name, kind in _TYPES.items()
         if not isinstance(record.get(name), kind) and (begun or name != "data")
     ]
-    found = found or _recipe(record["recipe"]) + _options(record["options"]) + _data(record.get("data", []))
+    valid = record.get("valid", [])
+    if not isinstance(valid, list):
+        found.append(f"valid must be a list, got {type(valid).__name__}")
+    rows = [*record.get("data", []), *(one for one in valid if one is not None)] if not found else []
+    found = found or _recipe(record["recipe"]) + _options(record["options"]) + _data(rows)
     if not isinstance(record.get("scale", 0), str | None):
         found.append("scale must be a text or null")
     if begun and not isinstance(record.get("environment"), dict):
@@ -92,6 +96,9 @@ def _data(data: Sequence[Any]) -> list[str]:
             isinstance(row, list) and len(row) == 2 and all(isinstance(word, str) for word in row) for row in shards
         ):
             found.append("data.shards must list names and digests")
+        sources = one.get("sources", {})
+        if not isinstance(sources, dict) or not all(isinstance(part, dict) for part in sources.values()):
+            found.append("data.sources must hold an object for each source")
     return found
 
 
@@ -146,7 +153,8 @@ def check_changes(record: Mapping[str, Any], changes: Mapping[str, Any], run: Pa
 def check_data(what: str, was: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
     """Refuse to go on with other data than a run was trained on or measured by, and say what differs."""
     if was["fingerprint"] == now["fingerprint"]:
-        if was.get("sidecars", now.get("sidecars")) != now.get("sidecars"):
+        before, here = _sidecars(was), _sidecars(now)
+        if any(one is not None and one != here.get(name) for name, one in before.items()):
             raise RunError(
                 f"the sidecar of {what} is not the one that {out} began with; put that back, or start a new run"
             )
@@ -163,6 +171,11 @@ def check_data(what: str, was: Mapping[str, Any], now: Mapping[str, Any], out: P
         f"{_shards_differ(was.get('shards', []), now.get('shards', []))}. "
         "Shards may move, but must be the same, in the same order; start a new run for other data"
     )
+
+
+def _sidecars(told: Mapping[str, Any]) -> dict[str, Any]:
+    """By source; None where there was none, or nobody looked at it."""
+    return {name: one.get("sidecars") for name, one in told.get("sources", {"": told}).items()}
 
 
 def _shards_differ(was: Sequence[Sequence[str]], now: Sequence[Sequence[str]]) -> str:
