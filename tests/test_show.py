@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from pictures import noise
+from pictures import sample as picture_of
 from PIL import Image
-from test_modalities import CASES
+from test_modalities import CASES, films, genomes, programs, recordings, regions
 
 from mmpre.command_line.cli import main
 from mmpre.data.hidden import parse_mask
@@ -101,6 +103,28 @@ def test_inspect_writes_the_picture_and_says_how_much_is_hidden(tmp_path, capsys
         assert picture.format == "PNG" and picture.width >= 960
     main([*asked[:-2], "--picture", str(tmp_path / "again.png")])
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "new" / "hidden.png").read_bytes()
+
+
+PICTURED = {
+    "speech": recordings, "video": films, "dna": genomes, "code_graph": programs, "regions": regions,
+    "image_patches": lambda: [picture_of(noise(40, 60, i), str(i)) for i in range(2)],
+    "timm_images": lambda: [picture_of(noise(40, 60, i), str(i)) for i in range(2)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("modality", PICTURED)
+def test_inspect_draws_every_modality_with_its_ordinary_reader(modality, tmp_path, capsys):
+    samples = PICTURED[modality]()
+    with shard_writer(tmp_path / "shards") as sink:
+        for sample in samples:
+            sink.write({"__key__": sample.key, **sample.members})
+    main(["data", "inspect", str(tmp_path / "shards"), "--modality", modality, "--samples", "2", "--json",
+          "--picture", str(tmp_path / "hidden.png")])  # fmt: skip
+    told = json.loads(capsys.readouterr().out)
+    assert [one["key"] for one in told["shown"]] == [sample.key for sample in samples[:2]]
+    assert all(0 < one["hidden"] < one["ordinary"] for one in told["shown"])
+    with Image.open(tmp_path / "hidden.png") as picture:
+        assert len(set(picture.convert("L").resize((64, 64)).getdata())) > 2
 
 
 def test_inspect_names_the_last_sample_where_none_can_be_read(tmp_path, capsys):
