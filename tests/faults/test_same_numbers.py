@@ -81,7 +81,7 @@ def test_weights_that_two_processes_shared_out_and_saved_are_measured_like_those
     alone = shutil.copytree(shared, tmp_path / "alone")
     shutil.rmtree(alone / "checkpoints")
     weights = module.state_dict()
-    save(alone / "checkpoints", before.step, before.tensors | {"model": weights}, before.state)
+    save(alone / "checkpoints", before.step, {**before.tensors, "model": weights}, before.state)
     one = load(path_of(alone / "checkpoints", STEPS)).tensors["model"]
     assert one.keys() == before.tensors["model"].keys()
     assert all(torch.equal(tensor, one[name]) for name, tensor in before.tensors["model"].items())
