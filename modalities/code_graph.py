@@ -89,8 +89,9 @@ class CodeReader:
         has_code = not has_text or any(suffix in sample.members for suffix in self.languages)
         code = self.code(sample) if has_code else Code((), (), ())
         texts = [sample.text(self.about).strip()] if has_text else []
-        if self.comments:  # a docstring that is the text too would tell its hidden words
-            texts += [one for one in code.comments if not any(text in one or one in text for text in texts)]
+        if self.comments:  # a docstring that holds the text too would tell its hidden words
+            said = [" ".join(text.split()) for text in texts]
+            texts += [one for one in code.comments if not any(text in " ".join(one.split()) for text in said)]
         said_W = spoken_W = np.zeros(0, dtype=np.int64)
         if texts:
             cut = self.vocabulary.cut("\n".join(texts))

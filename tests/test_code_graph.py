@@ -363,3 +363,16 @@ def test_the_three_objectives_learn_together():
 def test_a_reader_goes_to_workers():
     reader = pickle.loads(pickle.dumps(CodeReader("bytes")))
     assert torch.equal(reader.tokenize(sample(TEXT), row(0))["edge"], read()["edge"])
+
+
+def test_a_docstring_that_is_the_text_too_is_read_once():
+    reader = CodeReader("bytes", comments=True, about=("txt",), max_length=200, max_comment=120)
+
+    def spoken(text):
+        program = b'def f(a):\n    """Adds one\n    to a."""\n    # as ever\n    return a + 1\n'
+        made = Sample("0", "shard", "digest", {"py": program, "txt": text.encode()})
+        tokens = reader.tokenize(made, row(0))
+        return bytes(one for one in tokens["ids"].tolist() if one < 256).decode()
+
+    assert spoken("Adds one to\na.").startswith("Adds one to\na.\nas everdef")
+    assert spoken("Another text.").startswith("Another text.\nAdds one\n    to a.\nas everdef")

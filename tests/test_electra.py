@@ -12,6 +12,7 @@ from mmpre.draw import Draw
 from mmpre.objectives.replaced import area_under_roc
 from mmpre.plan import plan
 from mmpre.recipes.electra import electra, scales
+from mmpre.recipes.exports.bert import exporter
 from mmpre.training.optim import set_learning_rate
 
 DRAW = Draw.micro_batch(0, 0, 0, 0)
@@ -323,3 +324,10 @@ def test_its_step_can_be_planned_without_a_device():
 def test_a_temperature_of_0_is_refused(tokenizer):
     with pytest.raises(ValueError, match=r"temperature must be above 0, got 0\.0; 1 samples as the softmax says"):
         some_task(tokenizer, temperature=0.0)
+
+
+def test_an_export_takes_no_head_that_reads_other_states(tokenizer):
+    recipe = electra(tokenizer=tokenizer, **SMALL | dict(table=64))  # the generator's head shares the network's table
+    assert exporter._heads(recipe) == []
+    masked = electra(tokenizer=tokenizer, **SMALL | dict(table=64, learn="masked"))
+    assert len(exporter._heads(masked)) == 1

@@ -465,3 +465,14 @@ def test_urls_that_run_code_are_refused(tmp_path):
 def test_no_shards_are_refused():
     with pytest.raises(ShardError, match="none were given"):
         open_shards([])
+
+
+def test_a_folder_without_shards_is_told_where_they_are_or_how_they_are_made(tmp_path):
+    (tmp_path / "a.txt").write_text("a text")
+    with pytest.raises(ShardError, match=r"holds no \*\.tar file; `mmpre data pack` makes shards of files"):
+        open_shards([tmp_path])
+    for split in ("train", "valid"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "x.tar").touch()
+    with pytest.raises(ShardError, match=r"holds no \*\.tar file; give one of its folders train, valid"):
+        open_shards([tmp_path])

@@ -268,3 +268,13 @@ def test_what_two_processes_hold_is_exact_and_its_peak_within_15_percent(tmp_pat
         print(f"{way} {precision}: planned {sum(planned.values()):,}, measured {held['peak']:,}: "
               f"{sum(planned.values()) / held['peak'] - 1:+.1%}")  # fmt: skip
         assert sum(planned.values()) == pytest.approx(held["peak"], rel=0.15)
+
+
+def test_the_flops_of_a_batch_that_grows_are_those_of_its_rows():
+    numbers = dict(steps=40, warmup=2, cooldown=2, masked=3, batch=64, micro_batches=1)
+    even, grown = (plan("babylm2", scale="tiny", growth=growth, **numbers)["stages"] for growth in (1, 4))
+    for one in even:
+        assert one["flops_in_all"] == pytest.approx(one["flops"] * one["steps"])
+    # the first stage, 70 percent of the steps, grows from a quarter of its rows
+    share = grown[0]["flops_in_all"] / (even[0]["flops_in_all"])
+    assert share == pytest.approx(0.25 + 0.75 * 0.35, abs=0.03)

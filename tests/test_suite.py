@@ -358,3 +358,12 @@ def test_means_by_place_are_those_of_each_place_alone():
         counts = np.array([sum(len(window[place::3]) for window in windows) for place in range(3)])
         together = (by_place.x_LSD[:, row].reshape(2, 3, 4) * counts[:, None]).sum(1) / counts.sum()
         np.testing.assert_allclose(whole.x_LSD[:, row], together, atol=1e-5)
+
+
+def test_an_evaluation_that_cannot_be_kept_is_told_and_given(run, monkeypatch, caplog):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mmpre.evaluation.evaluate.keep", full)
+    assert evaluate(run, kinds=["classification"], untrained=False, bags=False)["trained"]["results"]
+    assert "the evaluation cannot be kept" in caplog.text and "No space left" in caplog.text

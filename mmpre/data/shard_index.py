@@ -165,15 +165,8 @@ def index_shard(path: Path | str, *, folder: Path | None = None) -> ShardIndex:
             stat = os.fstat(file.fileno())
             found = walk(file, stat.st_size)
     except OSError as e:
-        raise ShardError(
-            [
-                (
-                    str(path),
-                    f"cannot be read ({e.strerror or e}); check the path and its permissions; --data names "
-                    "shards of a run that have moved",
-                )
-            ]
-        ) from None
+        what = f"cannot be read ({e.strerror or e}); check the path and its permissions"
+        raise ShardError([(str(path), f"{what}; --data names shards of a run that have moved")]) from None
     if not found.headers:
         raise ShardError([(str(path), _not_a_tar(path, stat.st_size))])
     samples, twice = group(found)

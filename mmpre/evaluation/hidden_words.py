@@ -49,7 +49,7 @@ class HiddenWords:
         waiting = [(row, word) for row, word in rows if len(set(written[len(self._asked(row))].values())) > 1]
         right, chance = [], []
         for start in range(0, len(waiting), CHUNK):
-            some = dict((row.key, (row, word)) for row, word in waiting[start : start + CHUNK])
+            some = {row.key: (row, word) for row, word in waiting[start : start + CHUNK]}
             batch = pack([row for row, _ in some.values()], self.network.attend.plan).to(processes.device)
             place_M = batch.layout.at(self.text, batch.picked["word"].seen_M)
             log_MV = self.head.scores(self.network(batch, at=place_M)).float().log_softmax(1)

@@ -177,7 +177,8 @@ def _carry_out(
             check_world(stage.micro_batches, processes.world)
         with _alone(out, recipe, processes), first_cause(out, processes):
             data, valid = _open_data(recipe)
-            told = {"data": [units.describe() for units in data], "valid": [one and one.describe() for one in valid]}
+            held_out = [None if units is None else units.describe() for units in valid]
+            told = {"data": [units.describe() for units in data], "valid": held_out}
             _check_processes(record, found, told, recipe, processes)
             if fresh or "data" not in record:  # without data: weights that were imported
                 begin(out, record, found, told, processes)
